@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Index blocks: what each slot holds. An index block describes 254 slots and has two copies, written in turn.
+
+use super::bytes::{is_zero, put_u32, Reader, Writer};
+use super::{pick_newer, Fault, FormatError, Limits, Part, Picked, MAX_ORIGIN_BLOCKS};
+use crate::crc32c::with_hole;
+use crate::geometry::BLOCK_BYTES;
+
+/// Slots that an index block describes.
+pub const INDEX_ENTRIES: u32 = 254;
+/// Bytes of an index block.
+pub const INDEX_BYTES: usize = BLOCK_BYTES as usize;
+/// The magic number, "PSIX".
+pub const INDEX_MAGIC: u32 = u32::from_le_bytes(*b"PSIX");
+
+const HEADER_BYTES: usize = 32;
+const ENTRY_BYTES: usize = 16;
+/// Offset of the checksum.
+const CRC_AT: usize = 24;
+
+/// What a slot holds. The numbers are the format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum SlotKind {
+    /// Nothing.
+    #[default]
+    Free = 0,
+    /// The content of an origin block.
+    Data = 1,
+    /// A manifest page; the block number of the entry is the page number.
+    Manifest = 2,
+}
+
+impl SlotKind {
+    /// Returns the kind of a number, `None` if there is no such kind.
+    pub const fn from_wire(n: u8) -> Option<Self> {
+        match n {
+            0 => Some(Self::Free),
+            1 => Some(Self::Data),
+            2 => Some(Self::Manifest),
+            _ => None,
+        }
+    }
+}
+
+/// What the index says of a slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IndexEntry {
+    /// The origin block preserved, or the number of the manifest page; below 2^48.
+    pub block: u64,
+    /// What the slot holds.
+    pub kind: SlotKind,
+    /// The snapshot it belongs to, 0 if free.
+    pub snapshot: u32,
+    /// CRC32C of the slot's 4 KiB.
+    pub crc: u32,
+}
+
+impl IndexEntry {
+    /// The entry of a free slot: all zero.
+    pub const FREE: Self = Self { block: 0, kind: SlotKind::Free, snapshot: 0, crc: 0 };
+
+    fn encode(&self, w: &mut Writer<'_>) {
+        let kind = u64::from(self.kind as u8) << 48;
+        w.u64((self.block & (MAX_ORIGIN_BLOCKS - 1)) | kind);
+        w.u32(self.snapshot);
+        w.u32(self.crc);
+    }
+
+    fn decode(bytes: &[u8], limits: &Limits) -> Result<Self, Fault> {
+        let mut r = Reader::new(bytes);
+        let word = r.u64();
+        let block = word & (MAX_ORIGIN_BLOCKS - 1);
+        let kind = SlotKind::from_wire((word >> 48) as u8).ok_or(Fault::Kind)?;
+        if word >> 56 != 0 {
+            return Err(Fault::Reserved);
+        }
+        let entry = Self { block, kind, snapshot: r.u32(), crc: r.u32() };
+        let blocks = match kind {
+            SlotKind::Free if entry == Self::FREE => return Ok(entry),
+            SlotKind::Free => return Err(Fault::Reserved),
+            SlotKind::Data => limits.origin_blocks,
+            SlotKind::Manifest => u64::from(limits.slots),
+        };
+        if block >= blocks {
+            return Err(Fault::Block);
+        }
+        if !limits.snapshot_ok(entry.snapshot) {
+            return Err(Fault::SnapshotId);
+        }
+        Ok(entry)
+    }
+}
+
+/// A checked index block.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexBlock<'a> {
+    index_no: u32,
+    seq: u64,
+    limits: Limits,
+    entries: &'a [u8],
+}
+
+/// The outcome of [`IndexBlock::pick`].
+#[derive(Clone, Copy, Debug)]
+pub enum IndexPick<'a> {
+    /// Never written whole: all of its slots are free. The next version goes to copy A, with sequence number 1.
+    Blank {
+        /// What is wrong with a copy that is not blank: a torn first write.
+        fault: Option<FormatError>,
+    },
+    /// The newer valid copy.
+    Found(Picked<IndexBlock<'a>>),
+}
+
+impl<'a> IndexBlock<'a> {
+    /// Encodes an index block; entries beyond [`INDEX_ENTRIES`] are ignored, missing ones are free.
+    pub fn encode(
+        out: &mut [u8; INDEX_BYTES],
+        region_tag: u64,
+        index_no: u32,
+        seq: u64,
+        entries: impl Iterator<Item = IndexEntry>,
+    ) {
+        let mut w = Writer::new(out);
+        w.u32(INDEX_MAGIC);
+        w.u32(index_no);
+        w.u64(seq);
+        w.u64(region_tag);
+        w.u64(0);
+        for entry in entries.take(INDEX_ENTRIES as usize) {
+            entry.encode(&mut w);
+        }
+        w.zero_rest();
+        let crc = with_hole(out, CRC_AT);
+        put_u32(out, CRC_AT, crc);
+    }
+
+    /// Decodes and checks an index block and all of its entries. Entries of slots that do not exist must be free.
+    pub fn decode(bytes: &'a [u8], index_no: u32, limits: &Limits) -> Result<Self, FormatError> {
+        let fail = |fault| FormatError::new(Part::Index, fault);
+        let block = bytes.first_chunk::<INDEX_BYTES>().ok_or(fail(Fault::Short))?;
+        let (_, entries) = block.split_at_checked(HEADER_BYTES).ok_or(fail(Fault::Short))?;
+        let mut r = Reader::new(block);
+        if r.u32() != INDEX_MAGIC {
+            return Err(fail(Fault::Magic));
+        }
+        let (stored_no, seq, tag, crc, reserved) = (r.u32(), r.u64(), r.u64(), r.u32(), r.u32());
+        if crc != with_hole(block, CRC_AT) {
+            return Err(fail(Fault::Checksum));
+        }
+        if tag != limits.region_tag() {
+            return Err(fail(Fault::Foreign));
+        }
+        if stored_no != index_no {
+            return Err(fail(Fault::Misplaced));
+        }
+        if reserved != 0 {
+            return Err(fail(Fault::Reserved));
+        }
+        let this = Self { index_no, seq, limits: *limits, entries };
+        for (slot, bytes) in this.slots() {
+            let entry = IndexEntry::decode(bytes, limits).map_err(fail)?;
+            if slot >= limits.slots && entry.kind != SlotKind::Free {
+                return Err(fail(Fault::Slot));
+            }
+        }
+        Ok(this)
+    }
+
+    /// Picks the newer valid copy.
+    ///
+    /// A copy that is zero, or a valid one of an earlier format, was never written. One that is damaged
+    /// beside such a blank one is a first write that did not complete.
+    pub fn pick(
+        a: &'a [u8],
+        b: &'a [u8],
+        index_no: u32,
+        limits: &Limits,
+    ) -> Result<IndexPick<'a>, FormatError> {
+        let blank = |bytes: &[u8], fault: FormatError| {
+            fault.fault == Fault::Foreign
+                || (fault.fault == Fault::Magic
+                    && bytes.first_chunk::<INDEX_BYTES>().is_some_and(|block| is_zero(block)))
+        };
+        let decoded = (Self::decode(a, index_no, limits), Self::decode(b, index_no, limits));
+        if let (Err(fault_a), Err(fault_b)) = decoded {
+            match (blank(a, fault_a), blank(b, fault_b)) {
+                (true, true) => return Ok(IndexPick::Blank { fault: None }),
+                (false, true) => return Ok(IndexPick::Blank { fault: Some(fault_a) }),
+                (true, false) => return Ok(IndexPick::Blank { fault: Some(fault_b) }),
+                (false, false) => return Err(fault_a),
+            }
+        }
+        let mut picked = pick_newer(decoded.0, decoded.1, |block| block.seq)?;
+        if picked
+            .other_fault
+            .is_some_and(|fault| blank(if picked.copy.index() == 0 { b } else { a }, fault))
+        {
+            picked.other_fault = None;
+        }
+        Ok(IndexPick::Found(picked))
+    }
+
+    /// Returns the sequence number; the next version has the next higher one.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// The slots described and the bytes of their entries.
+    fn slots(&self) -> impl Iterator<Item = (u32, &'a [u8])> {
+        let first = self.index_no.saturating_mul(INDEX_ENTRIES);
+        let entries = self.entries.chunks_exact(ENTRY_BYTES);
+        (0u32..).zip(entries).map(move |(i, bytes)| (first.saturating_add(i), bytes))
+    }
+
+    /// Returns the slots in use and what they hold.
+    pub fn used(&self) -> impl Iterator<Item = (u32, IndexEntry)> + 'a {
+        let limits = self.limits;
+        self.slots().filter_map(move |(slot, bytes)| {
+            let entry = IndexEntry::decode(bytes, &limits).ok()?;
+            (entry.kind != SlotKind::Free).then_some((slot, entry))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Copy2;
+    use super::*;
+
+    const LIMITS: Limits =
+        Limits { region_uuid: [7; 16], slots: 1000, origin_blocks: 5000, next_snapshot: 10 };
+
+    fn entry(i: u64) -> IndexEntry {
+        match i % 4 {
+            0 => IndexEntry::FREE,
+            3 => IndexEntry { block: i, kind: SlotKind::Manifest, snapshot: 9, crc: 1 },
+            _ => IndexEntry { block: 4999 - i, kind: SlotKind::Data, snapshot: 1, crc: i as u32 },
+        }
+    }
+
+    fn encoded(index_no: u32, seq: u64, count: u64) -> [u8; INDEX_BYTES] {
+        let mut block = [0xaa; INDEX_BYTES];
+        IndexBlock::encode(&mut block, LIMITS.region_tag(), index_no, seq, (0..count).map(entry));
+        block
+    }
+
+    fn fault(bytes: &[u8], index_no: u32) -> Fault {
+        IndexBlock::decode(bytes, index_no, &LIMITS).unwrap_err().fault
+    }
+
+    #[test]
+    fn round_trip_and_every_byte_counts() {
+        let mut block = encoded(2, 77, 254);
+        let decoded = IndexBlock::decode(&block, 2, &LIMITS).unwrap();
+        assert_eq!(decoded.seq(), 77);
+        let expected: Vec<_> =
+            (0..254).filter(|i| i % 4 != 0).map(|i| (508 + i as u32, entry(i))).collect();
+        assert_eq!(decoded.used().collect::<Vec<_>>(), expected);
+        for i in 0..block.len() {
+            block[i] ^= 0x10;
+            assert!(IndexBlock::decode(&block, 2, &LIMITS).is_err(), "byte {i}");
+            block[i] ^= 0x10;
+        }
+        assert_eq!(fault(&block[..4000], 2), Fault::Short);
+        assert_eq!(fault(&block, 1), Fault::Misplaced);
+        let other = Limits { region_uuid: [8; 16], ..LIMITS };
+        assert_eq!(IndexBlock::decode(&block, 2, &other).unwrap_err().fault, Fault::Foreign);
+    }
+
+    #[test]
+    fn entries_are_checked_behind_a_good_checksum() {
+        let data = IndexEntry { block: 1, kind: SlotKind::Data, snapshot: 1, crc: 0 };
+        for (bad, expected) in [
+            (IndexEntry { block: 5000, ..data }, Fault::Block),
+            (IndexEntry { snapshot: 0, ..data }, Fault::SnapshotId),
+            (IndexEntry { snapshot: 12, ..data }, Fault::SnapshotId),
+            (IndexEntry { block: 1000, kind: SlotKind::Manifest, ..data }, Fault::Block),
+            (IndexEntry { kind: SlotKind::Free, ..data }, Fault::Reserved),
+        ] {
+            let mut block = [0; INDEX_BYTES];
+            IndexBlock::encode(&mut block, LIMITS.region_tag(), 0, 1, [bad].into_iter());
+            assert_eq!(fault(&block, 0), expected);
+        }
+        // 1000 slots: the last index block has 238 of its 254 entries in use.
+        assert!(IndexBlock::decode(&encoded(3, 1, 238), 3, &LIMITS).is_ok());
+        assert_eq!(fault(&encoded(3, 1, 254), 3), Fault::Slot);
+        for (at, value, expected) in [
+            (32 + 16 + 6, 9, Fault::Kind),
+            (32 + 16 + 7, 1, Fault::Reserved),
+            (28, 1, Fault::Reserved),
+        ] {
+            let mut block = encoded(0, 1, 254);
+            block[at] = value;
+            let crc = with_hole(&block, CRC_AT);
+            put_u32(&mut block, CRC_AT, crc);
+            assert_eq!(fault(&block, 0), expected);
+        }
+    }
+
+    #[test]
+    fn picks() {
+        let (old, new, blank) = (encoded(0, 5, 9), encoded(0, 6, 10), [0; INDEX_BYTES]);
+        let mut torn = encoded(0, 7, 100);
+        torn[3000] ^= 1;
+        let mut foreign = [0; INDEX_BYTES];
+        IndexBlock::encode(&mut foreign, 1, 0, 900, [].into_iter());
+        let found = |a: &[u8], b: &[u8]| match IndexBlock::pick(a, b, 0, &LIMITS) {
+            Ok(IndexPick::Found(p)) => (p.copy, p.value.seq(), p.other_fault.map(|f| f.fault)),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(found(&old, &new), (Copy2::B, 6, None));
+        assert_eq!(found(&new, &old), (Copy2::A, 6, None));
+        assert_eq!(found(&torn, &old), (Copy2::B, 5, Some(Fault::Checksum)));
+        assert_eq!(found(&old, &torn), (Copy2::A, 5, Some(Fault::Checksum)));
+        assert_eq!(found(&old, &blank), (Copy2::A, 5, None));
+        assert_eq!(found(&foreign, &old), (Copy2::B, 5, None));
+        let none = |a: &[u8], b: &[u8]| match IndexBlock::pick(a, b, 0, &LIMITS) {
+            Ok(IndexPick::Blank { fault }) => Ok(fault.map(|f| f.fault)),
+            Ok(other) => panic!("{other:?}"),
+            Err(e) => Err(e.fault),
+        };
+        assert_eq!(none(&blank, &blank), Ok(None));
+        assert_eq!(none(&foreign, &blank), Ok(None));
+        assert_eq!(none(&torn, &blank), Ok(Some(Fault::Checksum)));
+        assert_eq!(none(&blank, &torn), Ok(Some(Fault::Checksum)));
+        assert_eq!(none(&torn, &torn), Err(Fault::Checksum));
+        assert_eq!(none(&[], &torn), Err(Fault::Short));
+    }
+}
