@@ -166,6 +166,12 @@ pub fn zero(file: &File, start: u64, len: u64) -> io::Result<()> {
     range_op(file, BLKZEROOUT, libc::FALLOC_FL_ZERO_RANGE, start, len)
 }
 
+/// Lets SIGPIPE end the process, which Rust's runtime otherwise ignores.
+pub fn default_sigpipe() {
+    // SAFETY: sets the default action, which needs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! To come.
+//! `presnap`: the command. Each subcommand is a file of its own; this one only chooses.
 
-fn main() {}
+mod cli;
+mod commands;
+mod dm;
+mod output;
+mod source;
+mod store;
+mod sysfs;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    // A reader that goes away (`presnap list | head`) ends us quietly, as it does other commands.
+    presnap_blockio::default_sigpipe();
+    match cli::Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("presnap: {e:#}");
+            ExitCode::from(if e.is::<output::Usage>() { 2 } else { 1 })
+        }
+    }
+}

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The subcommands, a file each.
+
+pub(crate) mod format;
+pub(crate) mod image;
+pub(crate) mod knobs;
+pub(crate) mod list;
+pub(crate) mod man;
+pub(crate) mod open;
+pub(crate) mod origin_id;
+pub(crate) mod rm;
+pub(crate) mod show;
+pub(crate) mod snapshot;
+pub(crate) mod status;
