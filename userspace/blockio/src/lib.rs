@@ -166,6 +166,14 @@ pub fn zero(file: &File, start: u64, len: u64) -> io::Result<()> {
     range_op(file, BLKZEROOUT, libc::FALLOC_FL_ZERO_RANGE, start, len)
 }
 
+/// CLOCK_MONOTONIC in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one timespec, which lives over the call; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
 /// Lets SIGPIPE end the process, which Rust's runtime otherwise ignores.
 pub fn default_sigpipe() {
     // SAFETY: sets the default action, which needs no handler.
