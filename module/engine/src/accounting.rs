@@ -89,7 +89,7 @@ impl Accounting {
         }
         let error = u64::from(if happened { prob.complement().0 } else { prob.0 });
         add(&mut self.brier_sum, (error * error) >> 16);
-        let index = usize::from(prob.0) * BUCKETS / 65536;
+        let index = (usize::from(prob.0) * BUCKETS) >> 16;
         if let Some(bucket) = self.buckets.get_mut(index) {
             add(&mut bucket.count, 1);
             add(&mut bucket.happened, u64::from(happened));

@@ -205,13 +205,14 @@ impl<A: Deref<Target = [AreaState]>> ActivityTable<A> {
 
     /// Number of areas remembered (walks the whole table).
     pub fn count(&self) -> usize {
-        self.entries.iter().filter(|e| e.area().is_some()).count()
+        let count = |n: usize, e: &AreaState| n.wrapping_add(usize::from(e.area().is_some()));
+        self.entries.iter().fold(0, count)
     }
 
     fn set_start(&self, key: u64) -> usize {
         // The product of two numbers below 2^32 fits, and its upper half is below `sets`.
         let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        ((hash * self.sets) >> 32) as usize * WAYS
+        ((hash.wrapping_mul(self.sets) >> 32) as usize).wrapping_mul(WAYS)
     }
 
     fn find(&self, key: u64) -> Option<&AreaState> {

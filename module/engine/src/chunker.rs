@@ -51,18 +51,16 @@ impl Iterator for Chunks {
         let start = self.left.trailing_zeros();
         // Positions in 0..=16, so none of this can overflow; 32-bit shifts by at most 16.
         let mut end = start;
-        let mut rest = u32::from(self.left);
-        while rest >> end != 0 {
-            let clear = (rest >> end).trailing_zeros();
+        let mask = u32::from(self.left);
+        while mask.wrapping_shr(end) != 0 {
+            let clear = mask.wrapping_shr(end).trailing_zeros();
             if end != start && clear > self.gap {
                 break;
             }
             let run_start = end.wrapping_add(clear);
-            let run = (!(rest >> run_start)).trailing_zeros();
-            end = run_start.wrapping_add(run);
+            end = run_start.wrapping_add((!mask.wrapping_shr(run_start)).trailing_zeros());
         }
-        rest &= (u32::MAX << (end & 31)) & 0xffff;
-        self.left = rest as u16;
+        self.left = (mask & u32::MAX.wrapping_shl(end)) as u16;
         Some((start as u8, end.wrapping_sub(start) as u8))
     }
 }

@@ -203,7 +203,7 @@ impl<S: Deref<Target = [StreamHead]>> StreamTable<S> {
     /// Number of live streams that look ahead.
     pub fn live_leaders(&self, now_ns: u64) -> usize {
         let now_ms = ns_to_ms(now_ns);
-        self.leaders().filter(|l| l.is_live(now_ms)).count()
+        self.leaders().fold(0, |n: usize, l| n.wrapping_add(usize::from(l.is_live(now_ms))))
     }
 
     fn leaders(&self) -> impl Iterator<Item = &StreamHead> {
@@ -213,7 +213,8 @@ impl<S: Deref<Target = [StreamHead]>> StreamTable<S> {
     fn set_start(&self, sector: u64) -> usize {
         let hash = (sector >> BUCKET_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         // The product of two numbers below 2^32 fits, and its upper half is below `sets`.
-        self.leaders.wrapping_add(((hash * self.sets) >> 32) as usize * WAYS)
+        let set = (hash.wrapping_mul(self.sets) >> 32) as usize;
+        self.leaders.wrapping_add(set.wrapping_mul(WAYS))
     }
 }
 

@@ -262,9 +262,14 @@ impl LayerLayout {
         usize::from(self.inputs) * usize::from(self.outputs)
     }
 
+    /// Bytes of the weights and the zeroes after them.
+    fn padded_len(self) -> usize {
+        pad(self.weights_len())
+    }
+
     fn len(self) -> usize {
         let per_output = size_of::<i32>() + REQUANT_BYTES;
-        self.weights_len().next_multiple_of(4) + usize::from(self.outputs) * per_output
+        self.padded_len() + usize::from(self.outputs) * per_output
     }
 
     /// The weights, output by output.
@@ -275,12 +280,12 @@ impl LayerLayout {
     /// The zeroes after the weights: offset and bytes.
     fn padding(self, blob: &[u8]) -> (usize, &[u8]) {
         let at = (self.offset as usize).wrapping_add(self.weights_len());
-        (at, slice(blob, at, self.weights_len().next_multiple_of(4) - self.weights_len()))
+        (at, slice(blob, at, self.padded_len().wrapping_sub(self.weights_len())))
     }
 
     /// The biases.
     pub(super) fn biases(self, blob: &[u8]) -> impl Iterator<Item = i32> + '_ {
-        let at = (self.offset as usize).wrapping_add(self.weights_len().next_multiple_of(4));
+        let at = (self.offset as usize).wrapping_add(self.padded_len());
         slice(blob, at, usize::from(self.outputs) * 4).chunks_exact(4).map(|b| le_u32(b, 0) as i32)
     }
 
@@ -360,8 +365,8 @@ impl Layout {
             let (at, padding) = layer.padding(blob);
             zeroes(blob, at, padding.len())?;
             let (at, bytes) = layer.requant_bytes(blob);
-            for (requant, _) in bytes.chunks_exact(REQUANT_BYTES).enumerate() {
-                zeroes(blob, at.wrapping_add(requant * REQUANT_BYTES + 5), 3)?;
+            for no in 0..bytes.len() / REQUANT_BYTES {
+                zeroes(blob, at.wrapping_add(no.wrapping_mul(REQUANT_BYTES)).wrapping_add(5), 3)?;
             }
         }
         for feature in 0..FEATURES {
@@ -387,8 +392,8 @@ fn layers(blob: &[u8], family: Family) -> Result<[LayerLayout; LAYERS_MAX], Blob
     let mut layers = [LayerLayout::default(); LAYERS_MAX];
     let mut inputs = features;
     let mut offset = PAYLOAD;
-    for ((layer, outputs), no) in layers.iter_mut().zip(slice(blob, 22, LAYERS_MAX)).zip(0u8..) {
-        let outputs = *outputs;
+    let widths = slice(blob, 22, LAYERS_MAX).iter().copied();
+    for (no, (layer, outputs)) in (0..LAYERS_MAX as u8).zip(layers.iter_mut().zip(widths)) {
         let good = match no {
             _ if no >= count => outputs == 0,
             _ if no.wrapping_add(1) == count => outputs == 1,
@@ -552,7 +557,7 @@ pub fn encode(spec: &Spec<'_>, out: &mut [u8]) -> Result<usize, EncodeError> {
         for weight in layer.weights {
             w.put(&weight.to_le_bytes())?;
         }
-        let padding = w.at.next_multiple_of(4).wrapping_sub(w.at);
+        let padding = pad(w.at).wrapping_sub(w.at);
         w.put([0; 3].get(..padding).unwrap_or(&[]))?;
         for bias in layer.biases {
             w.put(&bias.to_le_bytes())?;
@@ -590,14 +595,20 @@ impl Writer<'_> {
     }
 }
 
+/// The next multiple of 4.
+const fn pad(len: usize) -> usize {
+    len.wrapping_add(3) & !3
+}
+
 /// The bytes from `at`, empty if they are not all there.
 fn slice(blob: &[u8], at: usize, len: usize) -> &[u8] {
     blob.get(at..at.saturating_add(len)).unwrap_or(&[])
 }
 
 fn zeroes(blob: &[u8], at: usize, len: usize) -> Result<(), BlobError> {
-    match slice(blob, at, len).iter().position(|b| *b != 0) {
-        Some(i) => Err(BlobError::Reserved(at.saturating_add(i))),
+    let mut bytes = (at..at.saturating_add(len)).zip(slice(blob, at, len));
+    match bytes.find(|(_, byte)| **byte != 0) {
+        Some((at, _)) => Err(BlobError::Reserved(at)),
         None => Ok(()),
     }
 }

@@ -12,7 +12,7 @@
 use super::blob::{
     normalisers, BlobError, Layout, Requant, NORMALISER_SHIFT_MAX, REQUANT_SHIFT_MAX,
 };
-use super::{dense, WIDTH_MAX};
+use super::{dense, LAYERS_MAX, WIDTH_MAX};
 use crate::features::FEATURES;
 
 /// Bounds of a value.
@@ -33,7 +33,7 @@ impl Interval {
 
 /// Checks every number of a blob whose frame is sound.
 pub(super) fn verify(blob: &[u8], layout: &Layout) -> Result<(), BlobError> {
-    for (n, feature) in normalisers(blob).zip(0u8..) {
+    for (feature, n) in (0..FEATURES as u8).zip(normalisers(blob)) {
         if n.shift > NORMALISER_SHIFT_MAX {
             return Err(BlobError::Normaliser { feature, shift: n.shift });
         }
@@ -42,11 +42,13 @@ pub(super) fn verify(blob: &[u8], layout: &Layout) -> Result<(), BlobError> {
     for input in inputs.iter_mut().take(FEATURES) {
         *input = Interval::INPUT;
     }
-    for (spec, layer) in layout.layers().zip(0u8..) {
+    for (layer, spec) in (0..LAYERS_MAX as u8).zip(layout.layers()) {
         let mut outputs = [Interval::ZERO; WIDTH_MAX];
         let rows = spec.weights(blob).chunks_exact(usize::from(spec.inputs.max(1)));
         let parts = rows.zip(spec.biases(blob)).zip(spec.requants(blob));
-        for ((((row, bias), requant), interval), output) in parts.zip(&mut outputs).zip(0u8..) {
+        let outputs_no = 0..WIDTH_MAX as u8;
+        for (output, (((row, bias), requant), interval)) in outputs_no.zip(parts.zip(&mut outputs))
+        {
             if row.contains(&(i8::MIN as u8)) {
                 return Err(BlobError::Weight { layer, output });
             }
