@@ -4,6 +4,7 @@
 
 set -euo pipefail
 export LC_ALL=C
+PATH=$PATH:/usr/sbin:/sbin # users have not always got them
 
 PRESNAP_TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 PRESNAP_CACHE=${PRESNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/presnap}
