@@ -119,6 +119,17 @@ fn class(free: u16) -> Option<Class> {
     }
 }
 
+/// The masks of the slots of a group.
+const GROUP_BITS: [u16; GROUP_SLOTS as usize] = {
+    let mut bits = [1; GROUP_SLOTS as usize];
+    let mut i = 1;
+    while i < bits.len() {
+        bits[i] = bits[i - 1] << 1;
+        i += 1;
+    }
+    bits
+};
+
 /// Returns the mask of `length` slots from `first`.
 fn run_mask(first: u32, length: u32) -> u16 {
     let ones = (1u32 << length.min(GROUP_SLOTS)).wrapping_sub(1);
@@ -205,8 +216,9 @@ where
 
     fn free_mask(&self, group: u32) -> u16 {
         let first = group.saturating_mul(GROUP_SLOTS) as usize;
-        let slots = self.entries.get(first..).unwrap_or(&[]).iter().take(GROUP_SLOTS as usize);
-        slots.zip(0u32..).fold(0, |mask, (slot, i)| mask | u16::from(slot.state == FREE) << i)
+        let slots = self.entries.get(first..).unwrap_or(&[]).iter();
+        let free = slots.zip(GROUP_BITS).filter(|(slot, _)| slot.state == FREE);
+        free.fold(0, |mask, (_, bit)| mask | bit)
     }
 
     /// Returns the slot that holds the links of a group with these free slots.
@@ -263,8 +275,8 @@ where
         let links = self.get(Self::link_slot(group, before)).copied().filter(|_| before != 0);
         let first = group.saturating_mul(GROUP_SLOTS) as usize;
         let slots = self.entries.get_mut(first..).unwrap_or_default().iter_mut();
-        for (slot, i) in slots.take(GROUP_SLOTS as usize).zip(0u32..) {
-            if mask >> i & 1 != 0 {
+        for (slot, bit) in slots.zip(GROUP_BITS) {
+            if mask & bit != 0 {
                 *slot = SlotEntry { state: to, ..SlotEntry::ZERO };
             }
         }

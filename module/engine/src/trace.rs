@@ -227,10 +227,12 @@ fn encode_record(record: &IoRecord, context: &Context) -> Encoded {
 
 fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
-    for shift in (0..64).step_by(7) {
+    let mut shift = 0u32;
+    while shift < u64::BITS {
         let (&byte, rest) = bytes.split_first()?;
         *bytes = rest;
         let bits = u64::from(byte & 0x7f);
+        // Of the tenth byte only the lowest bit fits.
         if shift == 63 && bits > 1 {
             return None;
         }
@@ -238,6 +240,7 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
         if byte & 0x80 == 0 {
             return Some(value);
         }
+        shift = shift.wrapping_add(7);
     }
     None
 }

@@ -211,8 +211,11 @@ impl<'a> IndexBlock<'a> {
     /// The slots described and the bytes of their entries.
     fn slots(&self) -> impl Iterator<Item = (u32, &'a [u8])> {
         let first = self.index_no.saturating_mul(INDEX_ENTRIES);
-        let entries = self.entries.chunks_exact(ENTRY_BYTES);
-        (0u32..).zip(entries).map(move |(i, bytes)| (first.saturating_add(i), bytes))
+        self.entries.chunks_exact(ENTRY_BYTES).scan(first, |next, bytes| {
+            let slot = *next;
+            *next = slot.wrapping_add(1);
+            Some((slot, bytes))
+        })
     }
 
     /// Returns the slots in use and what they hold.

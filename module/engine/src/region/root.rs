@@ -7,7 +7,7 @@
 
 use core::ops::DerefMut;
 
-use super::bytes::{put_u32, Reader, Writer};
+use super::bytes::{is_zero, put_u32, Reader, Writer};
 use super::{pick_newer, Fault, FormatError, Limits, Part, Picked, NO_SLOT};
 use crate::crc32c::with_hole;
 
@@ -402,16 +402,15 @@ fn check(
     if count > MAX_SNAPSHOTS {
         return Err(fail(Fault::Count));
     }
+    let used = count.saturating_mul(SNAPSHOT_BYTES);
+    let (records, unused) = records.split_at_checked(used).ok_or(fail(Fault::Count))?;
+    if !is_zero(unused) {
+        return Err(fail(Fault::Reserved));
+    }
     let mut last_id = 0;
-    for (i, bytes) in records.chunks_exact(SNAPSHOT_BYTES).enumerate() {
-        let record = Reader::new(bytes).array();
-        if i >= count {
-            if record != [0; SNAPSHOT_BYTES] {
-                return Err(fail(Fault::Reserved));
-            }
-            continue;
-        }
-        let record = SnapshotRecord::decode(&record, &header, limits)?;
+    for bytes in records.chunks_exact(SNAPSHOT_BYTES) {
+        let bytes = bytes.first_chunk().ok_or(fail(Fault::Short))?;
+        let record = SnapshotRecord::decode(bytes, &header, limits)?;
         if record.id <= last_id {
             return Err(fail(Fault::Order));
         }
