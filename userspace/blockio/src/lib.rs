@@ -166,6 +166,30 @@ pub fn zero(file: &File, start: u64, len: u64) -> io::Result<()> {
     range_op(file, BLKZEROOUT, libc::FALLOC_FL_ZERO_RANGE, start, len)
 }
 
+/// Locks a file against others who do the same, until it is closed; false if somebody has.
+pub fn try_lock(file: &File) -> io::Result<bool> {
+    // SAFETY: no memory is passed.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(true);
+    }
+    let e = io::Error::last_os_error();
+    if e.kind() == io::ErrorKind::WouldBlock {
+        Ok(false)
+    } else {
+        Err(e)
+    }
+}
+
+/// The loop device that a file backs, if any.
+pub fn loop_user(path: &Path) -> Option<String> {
+    let path = std::fs::canonicalize(path).ok()?;
+    std::fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
+        let file = std::fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
+        (Path::new(file.trim_end()) == path)
+            .then(|| format!("/dev/{}", entry.file_name().to_string_lossy()))
+    })
+}
+
 /// CLOCK_MONOTONIC in nanoseconds.
 pub fn monotonic_ns() -> u64 {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -4,8 +4,10 @@
 
 mod cli;
 mod commands;
+mod delta;
 mod dm;
 mod output;
+mod replica;
 mod source;
 mod store;
 mod sysfs;

@@ -29,8 +29,6 @@ pub(crate) struct Store {
     pub(crate) layout: Layout,
     /// The snapshot table.
     pub(crate) root: Root<Vec<SnapshotRecord>>,
-    /// Which copy of the root it is.
-    pub(crate) root_copy: Copy2,
     /// Copies that were found damaged; the other one serves.
     pub(crate) faults: Vec<String>,
 }
@@ -81,15 +79,15 @@ impl Store {
             );
         }
         let layout = Layout::for_region(superblock.region_blocks).map_err(|e| anyhow!("{e}"))?;
-        let (root, root_copy) = Self::read_root(&file, &superblock, &mut faults)?;
-        Ok(Self { file, superblock, layout, root, root_copy, faults })
+        let root = Self::read_root(&file, &superblock, &mut faults)?;
+        Ok(Self { file, superblock, layout, root, faults })
     }
 
     fn read_root(
         file: &File,
         superblock: &Superblock,
         faults: &mut Vec<String>,
-    ) -> Result<(Root<Vec<SnapshotRecord>>, Copy2)> {
+    ) -> Result<Root<Vec<SnapshotRecord>>> {
         let limits = limits(superblock, 0);
         // The kernel rewrites one copy at a time: a second look tells a write under way from damage.
         let mut tries = 3;
@@ -106,8 +104,7 @@ impl Store {
                         faults.push(format!("{fault} (copy {:?})", picked.copy.other()));
                     }
                     let records = vec![SnapshotRecord::ZERO; MAX_SNAPSHOTS];
-                    let root = Root::decode(bytes, records, &limits).map_err(format_error)?;
-                    return Ok((root, picked.copy));
+                    return Root::decode(bytes, records, &limits).map_err(format_error);
                 }
                 Err(e) if tries == 0 => return Err(format_error(e)),
                 _ => std::thread::sleep(std::time::Duration::from_millis(20)),

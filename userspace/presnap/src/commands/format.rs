@@ -188,17 +188,17 @@ const SIGNATURES: &[(usize, &[u8], &str)] = &[
 ];
 
 /// Says what a device holds, as far as its first and last 128 KiB tell; `None` if these are zero.
-fn content(region: &File, bytes: u64) -> Result<Option<String>> {
-    let len = 128 << 10;
-    let mut buffer = Buffer::new(len);
-    region.read_exact_at(&mut buffer, 0).context("reading the region")?;
+pub(crate) fn content(device: &File, bytes: u64) -> Result<Option<String>> {
+    let len = bytes.min(128 << 10) / 4096 * 4096;
+    let mut buffer = Buffer::new(len as usize);
+    device.read_exact_at(&mut buffer, 0).context("reading the device")?;
     for (at, magic, name) in SIGNATURES {
         if buffer.get(*at..at + magic.len()) == Some(*magic) {
             return Ok(Some((*name).into()));
         }
     }
-    for start in [0, (bytes - len as u64) / 4096 * 4096] {
-        region.read_exact_at(&mut buffer, start).context("reading the region")?;
+    for start in [0, (bytes - len) / 4096 * 4096] {
+        device.read_exact_at(&mut buffer, start).context("reading the device")?;
         if let Some(at) = buffer.iter().position(|&b| b != 0) {
             return Ok(Some(format!("data (at byte {})", start + at as u64)));
         }

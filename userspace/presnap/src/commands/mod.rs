@@ -2,6 +2,7 @@
 
 //! The subcommands, a file each.
 
+pub(crate) mod check;
 pub(crate) mod format;
 pub(crate) mod image;
 pub(crate) mod knobs;
@@ -9,7 +10,9 @@ pub(crate) mod list;
 pub(crate) mod man;
 pub(crate) mod open;
 pub(crate) mod origin_id;
+pub(crate) mod receive;
 pub(crate) mod rm;
+pub(crate) mod send;
 pub(crate) mod show;
 pub(crate) mod snapshot;
 pub(crate) mod status;
