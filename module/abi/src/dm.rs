@@ -56,9 +56,9 @@ pub trait Target: Sized + Send + Sync + 'static {
 
     /// Told that a bio returned as remapped, or submitted later, has ended; returns the status to
     /// report. `mirror` is that of its mirror. Any context.
-    fn end_io(&self, bio: &EndedBio, status: Status, mirror: Option<Status>) -> Ended {
+    fn end_io(&self, bio: &EndedBio, status: Status, mirror: Option<Status>) -> Status {
         let _ = (bio, mirror);
-        Ended::With(status)
+        status
     }
 
     /// The table is live from now on.
@@ -85,14 +85,6 @@ pub trait Target: Sized + Send + Sync + 'static {
     }
 }
 
-/// What `end_io` decided.
-pub enum Ended {
-    /// Report this status upwards.
-    With(Status),
-    /// The target took the bio back and resubmits it.
-    Again,
-}
-
 /// A bio that has ended, seen in `end_io`.
 pub struct EndedBio {
     raw: NonNull<k::bio>,
@@ -104,15 +96,6 @@ impl EndedBio {
         // SAFETY: Live during `end_io`; the temporary handle is forgotten, not dropped.
         let bio = core::mem::ManuallyDrop::new(unsafe { Bio::from_raw(self.raw) });
         bio.load()
-    }
-
-    /// Takes it back, clearing its status. Answer [`Ended::Again`] then, whatever becomes of it.
-    pub fn take_back(&self) -> Bio {
-        // SAFETY: In `end_io` the target owns the bio if it answers "incomplete".
-        let bio = unsafe { Bio::from_raw(self.raw) };
-        // SAFETY: Owned from here.
-        unsafe { (*self.raw.as_ptr()).bi_status = 0 };
-        bio
     }
 }
 
@@ -223,6 +206,20 @@ impl Constructor<'_> {
     /// Opens the device called `word` i of `args` (path or `major:minor`).
     pub fn device(&mut self, args: Args<'_>, i: usize, writable: bool) -> Result<Device> {
         let path = args.c_str(i).ok_or(EINVAL)?;
+        self.open(path, writable)
+    }
+
+    /// Opens the device with this number.
+    pub fn device_by_number(&mut self, number: DeviceNumber, writable: bool) -> Result<Device> {
+        use fmt::Write;
+        let mut buf = [0u8; 24];
+        let mut text = Text::new(&mut buf);
+        write!(text, "{number}").map_err(|_| EINVAL)?;
+        let path = CStr::from_bytes_until_nul(&buf).map_err(|_| EINVAL)?;
+        self.open(path, writable)
+    }
+
+    fn open(&mut self, path: &CStr, writable: bool) -> Result<Device> {
         let mut raw: *mut dm_dev = core::ptr::null_mut();
         let mode = if writable { k_blk_open_read() | k_blk_open_write() } else { k_blk_open_read() };
         let ti: *mut dm_target = self.ti;
@@ -303,6 +300,12 @@ impl DeviceNumber {
 impl fmt::Display for DeviceNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.0 >> 20, self.0 & 0xf_ffff)
+    }
+}
+
+impl kernel::fmt::Display for DeviceNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -585,14 +588,10 @@ unsafe extern "C" fn end_io<T: Target>(
     if !header.own_ended(status) {
         return bindings::DM_ENDIO_INCOMPLETE as i32;
     }
-    match target.end_io(&EndedBio { raw }, status, header.mirror_status()) {
-        Ended::With(status) => {
-            // SAFETY: As above.
-            unsafe { *error = status };
-            bindings::DM_ENDIO_DONE as i32
-        }
-        Ended::Again => bindings::DM_ENDIO_INCOMPLETE as i32,
-    }
+    let status = target.end_io(&EndedBio { raw }, status, header.mirror_status());
+    // SAFETY: As above.
+    unsafe { *error = status };
+    bindings::DM_ENDIO_DONE as i32
 }
 
 unsafe extern "C" fn resume<T: Target>(ti: *mut dm_target) {

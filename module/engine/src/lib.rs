@@ -25,6 +25,7 @@ pub mod message;
 pub mod model;
 pub mod policy;
 pub mod predictor;
+pub mod rank;
 pub mod record;
 pub mod region;
 pub mod replication;

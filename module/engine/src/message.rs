@@ -3,7 +3,7 @@
 //! The words of `dmsetup message`.
 
 use crate::freeze::FreezeBudget;
-use crate::table::{parse_number, Scope};
+use crate::table::{parse_number, parse_scope, Scope};
 
 /// A message to the target `presnap`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl Message {
             let value = words.next().ok_or("incorrect number of message arguments")?;
             let is = |word: &str| key.eq_ignore_ascii_case(word.as_bytes());
             let twice = if is("scope") {
-                let parsed = Scope::parse(value).ok_or("scope must be delta or image")?;
+                let parsed = parse_scope(value).ok_or("scope must be delta or image")?;
                 scope.replace(parsed).is_some()
             } else if is("within") {
                 let parsed = parse_number(value)

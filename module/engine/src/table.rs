@@ -4,32 +4,13 @@
 
 use core::ffi::CStr;
 
-/// What a snapshot guards after T0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Scope {
-    /// The delta, until sealed.
-    #[default]
-    Delta = 0,
-    /// The whole image, while the view lives.
-    Image = 1,
-}
+pub use crate::region::Scope;
 
-impl Scope {
-    /// The word of tables, messages and sysfs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Delta => "delta",
-            Self::Image => "image",
-        }
-    }
-
-    /// Parses the word, in any case.
-    pub fn parse(word: &[u8]) -> Option<Self> {
-        [Self::Delta, Self::Image]
-            .into_iter()
-            .find(|s| word.eq_ignore_ascii_case(s.as_str().as_bytes()))
-    }
+/// Parses the word of a scope, in any case.
+pub fn parse_scope(word: &[u8]) -> Option<Scope> {
+    [Scope::Delta, Scope::Image]
+        .into_iter()
+        .find(|s| word.eq_ignore_ascii_case(s.as_str().as_bytes()))
 }
 
 /// What happens to a write that cannot be guarded.
@@ -131,7 +112,7 @@ pub fn parse_features<'a>(
             let id = parse_id(value).ok_or(c"origin_id must be 32 hexadecimal digits")?;
             features.origin_id.replace(id).is_some()
         } else if is("scope") {
-            let scope = Scope::parse(value).ok_or(c"scope must be delta or image")?;
+            let scope = parse_scope(value).ok_or(c"scope must be delta or image")?;
             features.scope.replace(scope).is_some()
         } else if is("on_error") {
             let on_error = [OnError::DropSnapshot, OnError::FailWrites]

@@ -1,0 +1,487 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A device: one origin with its region, shared by the tables that map it, its worker, its files
+//! in sysfs and the views of its snapshots.
+
+use crate::knobs::Knobs;
+use crate::models::Models;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use kernel::new_mutex;
+use kernel::new_spinlock;
+use kernel::prelude::*;
+use kernel::sync::{Arc, Mutex, SpinLock};
+use presnap_abi::bio::{BioList, MirrorPool};
+use presnap_abi::dm::{BlockDevice, MappedDevice};
+use presnap_abi::memory::{array_of, array_with, zeroed_array};
+use presnap_abi::thread::Wake;
+use presnap_engine::bitmap::{leaf_words, summary_words, Bitmap};
+use presnap_engine::freeze::{DropReason, FreezeBudget, Phase};
+use presnap_engine::inflight::{Gate, Shard, TrackSlot, WriteTracker};
+use presnap_engine::region::{Layout, Root, SnapshotRecord};
+use presnap_engine::ring::{RecordRing, RingSlot};
+use presnap_engine::slots::{SlotEntry, SlotTable};
+use presnap_engine::table::Scope;
+
+pub(crate) type Words = KVVec<AtomicU64>;
+pub(crate) type BlockMap = Bitmap<Words, Words>;
+pub(crate) type Slots = SlotTable<KVVec<SlotEntry>, KVVec<u32>>;
+pub(crate) type RootTable = Root<KVVec<SnapshotRecord>>;
+
+/// CPUs that get gate counters of their own; more share.
+const GATE_SHARDS: usize = 64;
+/// Write generations: areas that are this many apart share one.
+const TRACK_SLOTS: usize = 1 << 14;
+/// Records kept for userspace and the predictor: 2.5 MiB.
+const RING_SLOTS: usize = 1 << 16;
+
+/// Makes a bitmap of `bits` bits, all clear. Sleeps.
+pub(crate) fn block_map(bits: u64) -> Result<BlockMap> {
+    let leaf = zeroed_array(leaf_words(bits))?;
+    let summary = zeroed_array(summary_words(bits))?;
+    Bitmap::new(leaf, summary, bits).ok_or(EINVAL)
+}
+
+/// What writes have to be guarded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Guard {
+    /// None.
+    Off = 0,
+    /// Those to blocks of the newest snapshot's delta.
+    Delta = 1,
+    /// All.
+    Image = 2,
+}
+
+/// The bitmaps of two generations, switched by one counter.
+///
+/// At epoch `e`, writes mark `dirty[e % 2]`, and `dirty[(e + 1) % 2]` is the delta of the newest
+/// snapshot. `staged[e % 3]` says what is staged and fresh for the coming snapshot,
+/// `staged[(e + 2) % 3]` what the newest one preserves; the third is that of the snapshot before,
+/// until it is cleared to be the next. So the switch at T0 is one increment.
+pub(crate) struct Generations {
+    epoch: AtomicU32,
+    dirty: [BlockMap; 2],
+    staged: [BlockMap; 3],
+    /// Staged blocks whose copies follow the writes.
+    pub(crate) mirrored: BlockMap,
+    /// Mirrored blocks that were written: their checksum is not known.
+    pub(crate) rewritten: BlockMap,
+}
+
+impl Generations {
+    fn new(blocks: u64) -> Result<Self> {
+        Ok(Self {
+            epoch: AtomicU32::new(0),
+            dirty: [block_map(blocks)?, block_map(blocks)?],
+            staged: [block_map(blocks)?, block_map(blocks)?, block_map(blocks)?],
+            mirrored: block_map(blocks)?,
+            rewritten: block_map(blocks)?,
+        })
+    }
+
+    fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Blocks written in the current generation.
+    pub(crate) fn dirty(&self) -> &BlockMap {
+        let [a, b] = &self.dirty;
+        if self.epoch() % 2 == 0 { a } else { b }
+    }
+
+    /// Blocks of the newest snapshot's delta.
+    pub(crate) fn delta(&self) -> &BlockMap {
+        let [a, b] = &self.dirty;
+        if self.epoch() % 2 == 0 { b } else { a }
+    }
+
+    fn third(&self, ahead: u32) -> &BlockMap {
+        let [a, b, c] = &self.staged;
+        match (self.epoch() % 3).wrapping_add(ahead) % 3 {
+            0 => a,
+            1 => b,
+            _ => c,
+        }
+    }
+
+    /// Blocks staged, and fresh, for the coming snapshot.
+    pub(crate) fn staged(&self) -> &BlockMap {
+        self.third(0)
+    }
+
+    /// Blocks that the newest snapshot preserves.
+    pub(crate) fn preserved(&self) -> &BlockMap {
+        self.third(2)
+    }
+
+    /// Blocks that the snapshot before preserves; clear when `preserved` has been sealed.
+    pub(crate) fn former(&self) -> &BlockMap {
+        self.third(1)
+    }
+
+    /// The switch of T0. The gate must be closed and nothing in flight.
+    pub(crate) fn switch(&self) {
+        // The counter wraps at a multiple of 6, so that both remainders go on.
+        let next = match self.epoch().wrapping_add(1) {
+            6_000_000 => 0,
+            next => next,
+        };
+        self.epoch.store(next, Ordering::Release);
+    }
+}
+
+/// Sums since the device was opened.
+#[derive(Default)]
+pub(crate) struct Totals {
+    pub(crate) predictions: AtomicU64,
+    pub(crate) hits: AtomicU64,
+    pub(crate) misses: AtomicU64,
+    pub(crate) wasted: AtomicU64,
+    pub(crate) stale: AtomicU64,
+    pub(crate) precopied_blocks: AtomicU64,
+    pub(crate) guarded_blocks: AtomicU64,
+    pub(crate) guard_stalls: AtomicU64,
+    pub(crate) mirrored_writes: AtomicU64,
+    pub(crate) drained_blocks: AtomicU64,
+    pub(crate) final_copy_blocks: AtomicU64,
+    pub(crate) staged_valid_blocks: AtomicU64,
+    pub(crate) snapshots: AtomicU64,
+    pub(crate) snapshots_dropped: AtomicU64,
+    pub(crate) io_errors: AtomicU64,
+    pub(crate) region_bytes: AtomicU64,
+}
+
+/// Adds to a statistics counter.
+pub(crate) fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+/// A snapshot that somebody asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Request {
+    pub(crate) id: u32,
+    pub(crate) scope: Scope,
+    pub(crate) t0_ns: u64,
+    pub(crate) budget: FreezeBudget,
+}
+
+/// A snapshot that was held against deletion.
+#[derive(Clone, Copy)]
+pub(crate) struct Hold {
+    pub(crate) id: u32,
+    pub(crate) count: u32,
+}
+
+/// How many dropped snapshots are remembered, so that `state` can say what became of them.
+const DROPPED_KEPT: usize = 16;
+/// How many snapshots may be held at once.
+const HOLDS: usize = 32;
+
+/// What messages ask of the worker, and what the worker lets them see.
+pub(crate) struct Control {
+    /// Asked for, and not yet seen by the worker.
+    pub(crate) request: Option<Request>,
+    /// Under way, with its phase and its record so far.
+    pub(crate) active: Option<(Request, Phase, SnapshotRecord)>,
+    /// To be deleted.
+    pub(crate) delete: Option<u32>,
+    /// The unfinished snapshot shall be dropped.
+    pub(crate) abort: bool,
+    /// The last ones dropped, newest last.
+    dropped: [(u32, Option<DropReason>); DROPPED_KEPT],
+    holds: [Hold; HOLDS],
+}
+
+impl Control {
+    fn new() -> Self {
+        Self {
+            request: None,
+            active: None,
+            delete: None,
+            abort: false,
+            dropped: [(0, None); DROPPED_KEPT],
+            holds: [Hold { id: 0, count: 0 }; HOLDS],
+        }
+    }
+
+    /// Remembers a dropped snapshot.
+    pub(crate) fn note_dropped(&mut self, id: u32, reason: DropReason) {
+        self.dropped.rotate_left(1);
+        if let Some(last) = self.dropped.last_mut() {
+            *last = (id, Some(reason));
+        }
+    }
+
+    /// Why a snapshot was dropped, if it was.
+    pub(crate) fn dropped(&self, id: u32) -> Option<DropReason> {
+        self.dropped.iter().rev().find(|d| d.0 == id).and_then(|d| d.1)
+    }
+
+    /// Whether a snapshot is held.
+    pub(crate) fn held(&self, id: u32) -> bool {
+        self.holds.iter().any(|h| h.id == id && h.count > 0)
+    }
+
+    /// Holds a snapshot; `false` if too many are held.
+    pub(crate) fn hold(&mut self, id: u32) -> bool {
+        let place = self
+            .holds
+            .iter()
+            .position(|h| h.id == id && h.count > 0)
+            .or_else(|| self.holds.iter().position(|h| h.count == 0));
+        match place.and_then(|i| self.holds.get_mut(i)) {
+            Some(hold) => {
+                hold.id = id;
+                hold.count = hold.count.saturating_add(1);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Releases a snapshot; `false` if it was not held.
+    pub(crate) fn release(&mut self, id: u32) -> bool {
+        match self.holds.iter_mut().find(|h| h.id == id && h.count > 0) {
+            Some(hold) => {
+                hold.count = hold.count.saturating_sub(1);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Why no write of the region can be relied on, if so.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Health {
+    /// All is well.
+    Good = 0,
+    /// A snapshot was dropped for want of room.
+    Overflow = 1,
+    /// The region failed: no snapshots until the device is opened again.
+    Invalid = 2,
+}
+
+/// The device. See the fields for who may touch what.
+#[pin_data]
+pub(crate) struct Device {
+    pub(crate) region_uuid: [u8; 16],
+    pub(crate) origin: BlockDevice,
+    pub(crate) region: BlockDevice,
+    /// Whether region writes need a barrier to be durable.
+    pub(crate) region_cached: bool,
+    pub(crate) layout: Layout,
+    pub(crate) origin_sectors: u64,
+
+    /// Passed by every write that modifies the origin, closed by a freeze.
+    pub(crate) gate: Gate<KVVec<Shard>>,
+    /// Write generations of areas.
+    pub(crate) tracker: WriteTracker<KVVec<TrackSlot>>,
+    /// Reads of the origin by views, like writes in `tracker`.
+    pub(crate) view_reads: WriteTracker<KVVec<TrackSlot>>,
+    /// Number of views.
+    pub(crate) views: AtomicU32,
+    /// A write waits for a view's read.
+    view_waited_for: AtomicBool,
+    /// How often images were lost: a view made before the last time is not valid any more.
+    pub(crate) images_lost: AtomicU64,
+    /// Last operation number given.
+    pub(crate) op: AtomicU64,
+    pub(crate) generations: Generations,
+    guard: AtomicU32,
+    /// Number of the coming snapshot: changes with the generation.
+    coming: AtomicU32,
+    /// A write that cannot be guarded fails, instead of the snapshot.
+    pub(crate) fail_writes: AtomicBool,
+    /// Whether anything may be staged: writers need not look otherwise.
+    pub(crate) staging: AtomicBool,
+    pub(crate) ring: RecordRing<KVVec<RingSlot>>,
+    pub(crate) knobs: Knobs,
+    pub(crate) totals: Totals,
+    health: AtomicU32,
+    /// The delta of the current generation may lack writes.
+    pub(crate) full_needed: AtomicBool,
+    /// Areas that the predictor remembers.
+    pub(crate) areas_active: AtomicU64,
+    pub(crate) wake: Arc<Wake>,
+
+    /// Bios held by the gate or the guard, on their way to the worker.
+    #[pin]
+    pub(crate) held: SpinLock<BioList>,
+    /// What each slot holds: changed by the worker, read by views.
+    #[pin]
+    pub(crate) slots: SpinLock<Slots>,
+    /// The durable table of snapshots: changed by the worker, read by messages.
+    #[pin]
+    pub(crate) root: Mutex<RootTable>,
+    #[pin]
+    pub(crate) control: Mutex<Control>,
+    #[pin]
+    pub(crate) models: Mutex<Models>,
+    /// The mapped device of the live table, to raise events on.
+    #[pin]
+    pub(crate) events: Mutex<Option<Arc<MappedDevice>>>,
+    #[pin]
+    pub(crate) mirrors: MirrorPool,
+}
+
+/// What [`Device::new`] is made of.
+pub(crate) struct Parts {
+    pub(crate) region_uuid: [u8; 16],
+    pub(crate) origin: BlockDevice,
+    pub(crate) region: BlockDevice,
+    pub(crate) layout: Layout,
+    pub(crate) origin_sectors: u64,
+    pub(crate) slots: Slots,
+    pub(crate) root: RootTable,
+    pub(crate) full_needed: bool,
+}
+
+impl Device {
+    /// Makes a device. Sleeps.
+    pub(crate) fn new(parts: Parts, knobs: Knobs) -> Result<Arc<Self>> {
+        let blocks = parts.origin_sectors.div_ceil(8);
+        let gate = Gate::new(array_with(GATE_SHARDS, Shard::new)?).ok_or(EINVAL)?;
+        let tracker =
+            WriteTracker::new(array_with(TRACK_SLOTS, TrackSlot::new)?).ok_or(EINVAL)?;
+        let view_reads =
+            WriteTracker::new(array_with(TRACK_SLOTS, TrackSlot::new)?).ok_or(EINVAL)?;
+        let ring = RecordRing::new(array_with(RING_SLOTS, RingSlot::new)?).ok_or(EINVAL)?;
+        let generations = Generations::new(blocks)?;
+        let wake = Arc::pin_init(Wake::new(), GFP_KERNEL)?;
+        let models = Models::new()?;
+        let region_cached = parts.region.has_write_cache();
+        let next_id = parts.root.header.next_snapshot;
+        let last_op = parts.root.header.next_op.saturating_sub(1);
+        let Parts { region_uuid, origin, region, layout, origin_sectors, slots, root, .. } = parts;
+        let full_needed = parts.full_needed;
+        let device = Arc::pin_init(
+            try_pin_init!(Self {
+                region_uuid,
+                origin,
+                region,
+                region_cached,
+                layout,
+                origin_sectors,
+                gate,
+                tracker,
+                view_reads,
+                views: AtomicU32::new(0),
+                view_waited_for: AtomicBool::new(false),
+                images_lost: AtomicU64::new(0),
+                op: AtomicU64::new(last_op),
+                generations,
+                guard: AtomicU32::new(Guard::Off as u32),
+                coming: AtomicU32::new(next_id),
+                fail_writes: AtomicBool::new(false),
+                staging: AtomicBool::new(false),
+                ring,
+                knobs,
+                totals: Totals::default(),
+                health: AtomicU32::new(Health::Good as u32),
+                full_needed: AtomicBool::new(full_needed),
+                areas_active: AtomicU64::new(0),
+                wake,
+                held <- new_spinlock!(BioList::new(), "presnap::held"),
+                slots <- new_spinlock!(slots, "presnap::slots"),
+                root <- new_mutex!(root, "presnap::root"),
+                control <- new_mutex!(Control::new(), "presnap::control"),
+                models <- new_mutex!(models, "presnap::models"),
+                events <- new_mutex!(None, "presnap::events"),
+                mirrors <- MirrorPool::new(),
+            }? Error),
+            GFP_KERNEL,
+        )?;
+        Ok(device.into())
+    }
+
+    /// What has to be guarded now.
+    pub(crate) fn guard(&self) -> Guard {
+        match self.guard.load(Ordering::Acquire) {
+            1 => Guard::Delta,
+            2 => Guard::Image,
+            _ => Guard::Off,
+        }
+    }
+
+    /// Changes what has to be guarded; stricter only with the gate closed and nothing in flight.
+    pub(crate) fn set_guard(&self, guard: Guard) {
+        self.guard.store(guard as u32, Ordering::Release);
+    }
+
+    /// The number of the coming snapshot: that of staged blocks.
+    pub(crate) fn coming(&self) -> u32 {
+        self.coming.load(Ordering::Acquire)
+    }
+
+    /// Changes it: only with the gate closed, or with nothing staged.
+    pub(crate) fn set_coming(&self, id: u32) {
+        self.coming.store(id, Ordering::Release);
+    }
+
+    /// Whether a view reads one of these areas from the origin; if so, the worker is woken when
+    /// such a read has ended.
+    pub(crate) fn must_wait_for_view(&self, area: u64, areas: u64) -> bool {
+        if self.views.load(Ordering::SeqCst) == 0 {
+            return false;
+        }
+        let reads = || {
+            (area..area.saturating_add(areas)).any(|a| self.view_reads.stamp(a).is_none())
+        };
+        if !reads() {
+            return false;
+        }
+        self.view_waited_for.store(true, Ordering::SeqCst);
+        // It may have ended before it could see that somebody waits.
+        reads()
+    }
+
+    /// A view's read of the origin has ended. Any context.
+    pub(crate) fn view_read_ended(&self) {
+        if self.view_waited_for.load(Ordering::SeqCst) {
+            self.wake.wake();
+        }
+    }
+
+    /// Whether a write waits for views' reads; it has to be tried again then.
+    pub(crate) fn take_view_waited_for(&self) -> bool {
+        self.view_waited_for.swap(false, Ordering::SeqCst)
+    }
+
+    /// Something happened that a human, or whoever acts for one, should look at.
+    pub(crate) fn raise_event(&self) {
+        if let Some(md) = self.events.lock().as_ref() {
+            md.raise_event();
+        }
+    }
+
+    /// How the region is.
+    pub(crate) fn health(&self) -> Health {
+        match self.health.load(Ordering::Relaxed) {
+            1 => Health::Overflow,
+            2 => Health::Invalid,
+            _ => Health::Good,
+        }
+    }
+
+    /// Changes how the region is; `Invalid` stays.
+    pub(crate) fn set_health(&self, health: Health) {
+        if self.health() != Health::Invalid {
+            self.health.store(health as u32, Ordering::Relaxed);
+        }
+    }
+
+    /// Size of the origin in blocks.
+    pub(crate) fn origin_blocks(&self) -> u64 {
+        self.origin_sectors.div_ceil(8)
+    }
+}
+
+/// Allocates the empty slot table of a layout. Sleeps.
+pub(crate) fn empty_slots(layout: &Layout) -> Result<Slots> {
+    let entries = array_of(layout.slots as usize, SlotEntry::ZERO)?;
+    let buckets = array_of((layout.slots as usize).next_power_of_two(), 0u32)?;
+    SlotTable::new(entries, buckets).ok_or(EINVAL)
+}

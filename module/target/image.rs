@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The target `presnap-image`: `<presnap device> <id>`, image id as a read-only device.
+//!
+//! A block is read from S(N), or else S(N+1), ..., or else the origin. A read of the origin must not
+//! be overtaken by a writer whose block has been preserved meanwhile: the read is announced before
+//! its place is looked up, and writers wait for announced reads of their areas (design, section 8.5).
+
+use crate::device::Device;
+use crate::registry;
+use crate::route::{areas_of, LONGEST_SECTORS};
+use core::fmt::Write;
+use core::sync::atomic::{fence, Ordering};
+use kernel::prelude::*;
+use kernel::sync::Arc;
+use presnap_abi::bio::{Op, Status};
+use presnap_abi::dm::{
+    self, Args, Constructor, Disposition, EndedBio, MapBio, StatusKind, Text,
+};
+use presnap_engine::geometry::{blocks_touched, BLOCK_SECTORS, BLOCK_SECTORS_SHIFT};
+use presnap_engine::region::Scope;
+use presnap_engine::table::parse_number;
+
+/// A view. Fields are dropped in order: the devices last.
+pub(crate) struct Image {
+    device: Arc<Device>,
+    id: u32,
+    /// The presnap device: it must stay as long as the view.
+    presnap: dm::Device,
+    origin: dm::Device,
+    region: dm::Device,
+    sectors: u64,
+    /// How often images had been lost when the view was made.
+    images_lost: u64,
+}
+
+/// Whether it is read from the origin; if so, the areas.
+type PerBio = [u64; 4];
+
+impl Image {
+    /// Whether the image can still be read.
+    fn live(&self) -> bool {
+        self.device.images_lost.load(Ordering::Acquire) == self.images_lost
+    }
+
+    /// How many of `sectors` sectors from `offset` lie in one piece, and where that begins: the
+    /// slot and the sector, or `None` for the origin.
+    fn piece(&self, offset: u64, sectors: u32) -> (u32, Option<u64>) {
+        let first = offset >> BLOCK_SECTORS_SHIFT;
+        let within = (offset % u64::from(BLOCK_SECTORS)) as u32;
+        let slots = self.device.slots.lock();
+        let find = |block| slots.lookup_at_or_after(self.id, block).map(|(_, slot)| slot);
+        let start = find(first);
+        let mut length = BLOCK_SECTORS.saturating_sub(within);
+        let mut block = first;
+        while length < sectors {
+            block = block.saturating_add(1);
+            let next = block.saturating_sub(first) as u32;
+            let same = match (start, find(block)) {
+                (None, None) => true,
+                (Some(a), Some(b)) => a.checked_add(next) == Some(b),
+                _ => false,
+            };
+            if !same {
+                break;
+            }
+            length = length.saturating_add(BLOCK_SECTORS);
+        }
+        let sector = start.map(|slot| {
+            self.device
+                .layout
+                .slot_block(slot)
+                .saturating_mul(BLOCK_SECTORS.into())
+                .saturating_add(within.into())
+        });
+        (length.min(sectors), sector)
+    }
+}
+
+/// The first area and the number of areas of a run of sectors.
+fn areas_of_sectors(offset: u64, sectors: u32) -> (u64, u64) {
+    let (first, count) = blocks_touched(offset, sectors);
+    areas_of(first, count)
+}
+
+impl dm::Target for Image {
+    type PerBio = PerBio;
+    const NAME: &'static CStr = c"presnap-image";
+    const VERSION: [u32; 3] = [1, 0, 0];
+    const READ_ONLY: bool = true;
+
+    fn construct(ctor: &mut Constructor<'_>, args: Args<'_>) -> Result<KBox<Self>> {
+        if args.len() != 2 {
+            ctor.error(c"requires 2 arguments: <presnap device> <snapshot id>");
+            return Err(EINVAL);
+        }
+        let id = args.get(1).and_then(parse_number).and_then(|n| u32::try_from(n).ok());
+        let Some(id) = id.filter(|&id| id != 0) else {
+            ctor.error(c"Invalid snapshot id");
+            return Err(EINVAL);
+        };
+        let presnap = ctor.device(args, 0, false).inspect_err(|_| {
+            ctor.error(c"Cannot get presnap device");
+        })?;
+        let Some(device) = registry::find(presnap.block().number()) else {
+            ctor.error(c"Not a presnap device");
+            return Err(ENODEV);
+        };
+        let sectors = ctor.len();
+        if sectors > device.origin_sectors {
+            ctor.error(c"The image is smaller than the target");
+            return Err(EINVAL);
+        }
+        let scope = device.root.lock().find(id).map(|r| r.scope);
+        match scope {
+            Some(Scope::Image) => {}
+            Some(Scope::Delta) => {
+                ctor.error(c"The snapshot has scope delta: there is no image of it");
+                return Err(EINVAL);
+            }
+            None => {
+                ctor.error(c"There is no such snapshot");
+                return Err(ENOENT);
+            }
+        }
+        let origin = ctor.device_by_number(device.origin.number(), false).inspect_err(|_| {
+            ctor.error(c"Cannot get origin device");
+        })?;
+        let region = ctor.device_by_number(device.region.number(), false).inspect_err(|_| {
+            ctor.error(c"Cannot get region device");
+        })?;
+        if !device.control.lock().hold(id) {
+            ctor.error(c"Too many snapshots are held");
+            return Err(EBUSY);
+        }
+        let images_lost = device.images_lost.load(Ordering::Acquire);
+        // Counted before the first read: a writer that does not see the view finds its reads.
+        device.views.fetch_add(1, Ordering::SeqCst);
+        Ok(KBox::new(
+            Self { device, id, presnap, origin, region, sectors, images_lost },
+            GFP_KERNEL,
+        )?)
+    }
+
+    fn map(&self, mut bio: MapBio) -> Disposition {
+        let wanted = bio.bio().sectors().min(LONGEST_SECTORS);
+        if bio.bio().op() != Op::Read || wanted == 0 || !self.live() {
+            return Disposition::Failed(bio.into_bio());
+        }
+        let offset = bio.offset();
+        let areas = areas_of_sectors(offset, wanted);
+        self.device.view_reads.begin(areas.0, areas.1);
+        // Pairs with the fence of the writers: either we see that the block is preserved, or they
+        // that it is being read.
+        fence(Ordering::SeqCst);
+        let (length, sector) = self.piece(offset, wanted);
+        let kept = areas_of_sectors(offset, length);
+        let from_origin = sector.is_none();
+        let done = if from_origin { kept.1 } else { 0 };
+        self.device.view_reads.end(areas.0.saturating_add(done), areas.1.saturating_sub(done));
+        bio.accept_partial(length);
+        let mut bio = bio.into_bio();
+        bio.store::<PerBio>([from_origin.into(), kept.0, kept.1, 0]);
+        match sector {
+            Some(sector) => bio.remap(&self.region.block(), sector),
+            None => bio.remap(&self.origin.block(), offset),
+        }
+        Disposition::Remapped(bio)
+    }
+
+    fn end_io(&self, bio: &EndedBio, status: Status, _mirror: Option<Status>) -> Status {
+        let [from_origin, area, areas, _] = bio.load::<PerBio>();
+        if from_origin != 0 {
+            self.device.view_reads.end(area, areas);
+            self.device.view_read_ended();
+        }
+        status
+    }
+
+    fn status(&self, kind: StatusKind, out: &mut Text<'_>) {
+        let _ = match kind {
+            StatusKind::Info => write!(out, "{}", if self.live() { "ro" } else { "Invalid" }),
+            StatusKind::Table => write!(out, "{} {}", self.presnap.block().number(), self.id),
+            StatusKind::Ima => write!(
+                out,
+                "target_name=presnap-image,target_version=1.0.0,presnap_name={},id={};",
+                self.presnap.block().number(),
+                self.id
+            ),
+        };
+    }
+
+    fn devices(&self, f: &mut dyn FnMut(&dm::Device, u64, u64) -> i32) -> i32 {
+        f(&self.origin, 0, self.sectors)
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        self.device.views.fetch_sub(1, Ordering::SeqCst);
+        self.device.control.lock().release(self.id);
+    }
+}

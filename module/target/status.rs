@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `dmsetup status` and `dmsetup table`.
+
+use crate::device::Health;
+use crate::presnap::Target;
+use core::fmt::Write;
+use presnap_abi::dm::{StatusKind, Text};
+
+impl Target {
+    pub(crate) fn write_status(&self, kind: StatusKind, out: &mut Text<'_>) -> core::fmt::Result {
+        match kind {
+            StatusKind::Info => self.device().write_info(out),
+            StatusKind::Table => self.write_table(out),
+            StatusKind::Ima => {
+                let valid = if self.device().health() == Health::Invalid { 'n' } else { 'y' };
+                write!(
+                    out,
+                    "target_name=presnap,target_version=1.0.0,origin_name={},region_name={},valid={valid};",
+                    self.origin.block().number(),
+                    self.region.block().number()
+                )
+            }
+        }
+    }
+
+    /// Loads again as it is.
+    fn write_table(&self, out: &mut Text<'_>) -> core::fmt::Result {
+        let f = &self.features;
+        write!(out, "{} {}", self.origin.block().number(), self.region.block().number())?;
+        if f.words() > 0 {
+            write!(out, " {}", f.words())?;
+        }
+        if let Some(id) = f.origin_id {
+            write!(out, " origin_id ")?;
+            for byte in id {
+                write!(out, "{byte:02x}")?;
+            }
+        }
+        if let Some(scope) = f.scope {
+            write!(out, " scope {}", scope.as_str())?;
+        }
+        if let Some(on_error) = f.on_error {
+            write!(out, " on_error {}", on_error.as_str())?;
+        }
+        Ok(())
+    }
+}

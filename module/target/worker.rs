@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The worker: the one thread of a device that copies, writes metadata and carries out what the
+//! snapshot's state machine says. Everything here belongs to it alone, so it needs no locks.
+//!
+//! It never waits for I/O: it starts reads and writes, sleeps, and takes their results. One pass
+//! takes what has ended, then does what can be done now.
+
+mod copy;
+mod drain;
+mod freeze;
+mod guard;
+mod index;
+mod remove;
+mod root;
+mod seal;
+mod stage;
+
+use crate::device::{Device, Health};
+use crate::region::IndexState;
+use copy::Jobs;
+use drain::Drain;
+use guard::Parked;
+use index::IndexWriter;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+use presnap_abi::clock::monotonic_ns;
+use presnap_abi::io::Client;
+use presnap_abi::thread::{should_stop, Body};
+use presnap_engine::freeze::{DropReason, Event, Snapshot};
+use presnap_engine::region::{Copy2, SnapshotRecord};
+use root::RootWriter;
+use seal::Manifest;
+use stage::Stage;
+
+/// The thread's state.
+pub(crate) struct Worker {
+    pub(crate) dev: Arc<Device>,
+    /// The snapshot under way.
+    snapshot: Snapshot,
+    /// Its record so far, also the counters of the coming one before T0.
+    record: SnapshotRecord,
+    jobs: Jobs,
+    index: IndexWriter,
+    root: RootWriter,
+    parked: Parked,
+    stage: Stage,
+    drain: Drain,
+    manifest: Manifest,
+    removal: remove::Removal,
+    /// A pass did something, so that another may find more to do.
+    progress: bool,
+    /// First operation of the current generation.
+    op_first: u64,
+    /// The snapshot before the coming one, if its delta starts there; 0 if not.
+    base_id: u32,
+    /// Statistics at the last T0, for those of one snapshot.
+    mirrored_before: u64,
+    stale_before: u64,
+}
+
+impl Worker {
+    /// Prepares the worker of a device. Sleeps.
+    pub(crate) fn new(
+        dev: &Arc<Device>,
+        index: KVVec<IndexState>,
+        root_next: Copy2,
+    ) -> Result<Self> {
+        let client = Client::new()?;
+        let base_id = {
+            let root = dev.root.lock();
+            root.newest().map_or(0, |r| r.id)
+        };
+        Ok(Self {
+            dev: dev.clone(),
+            snapshot: Snapshot::new(),
+            record: SnapshotRecord::ZERO,
+            jobs: Jobs::new(&client, &dev.wake)?,
+            index: IndexWriter::new(&client, &dev.wake, index)?,
+            root: RootWriter::new(&client, &dev.wake, root_next)?,
+            parked: Parked::new(),
+            stage: Stage::new()?,
+            drain: Drain::new()?,
+            manifest: Manifest::new(&client, &dev.wake)?,
+            removal: remove::Removal::new(),
+            progress: false,
+            op_first: dev.op.load(core::sync::atomic::Ordering::Relaxed).wrapping_add(1),
+            base_id,
+            mirrored_before: 0,
+            stale_before: 0,
+        })
+    }
+
+    fn pass(&mut self) {
+        let now = monotonic_ns();
+        self.reap_copies(now);
+        self.reap_index();
+        self.reap_root(now);
+        self.reap_manifest(now);
+        self.take_held();
+        self.handle_requests(now);
+        self.advance_snapshot(now);
+        self.retry_parked();
+        self.run_drain(now);
+        self.run_stage(now);
+        self.run_manifest(now);
+        self.run_removal();
+        self.write_index();
+        self.write_root();
+        self.publish();
+    }
+
+    /// Reports an event to the state machine and carries out what it says.
+    fn report(&mut self, event: Event) {
+        let now = monotonic_ns();
+        for action in self.snapshot.step(event, now) {
+            self.progress = true;
+            self.act(action, now);
+        }
+    }
+
+    /// The region failed: nothing that relies on it can go on.
+    fn region_failed(&mut self) {
+        if self.dev.health() != Health::Invalid {
+            pr_err!("{}: I/O error on the region; snapshots are off\n", self.dev.region.number());
+            self.dev.set_health(Health::Invalid);
+        }
+        self.report(Event::Fail(DropReason::IoError));
+        self.lose_images(DropReason::IoError);
+    }
+
+    /// Something may be started.
+    fn healthy(&self) -> bool {
+        self.dev.health() != Health::Invalid
+    }
+
+    /// Whether anything is in flight.
+    fn busy(&self) -> bool {
+        self.jobs.any_active() || self.index.in_flight() || self.root.in_flight()
+            || self.manifest.in_flight()
+    }
+
+    /// Ends in order: no snapshot is left half made, the root says so.
+    fn close(&mut self) {
+        self.report(Event::Fail(DropReason::Closed));
+        // The target's bios have all ended; what is in flight is ours.
+        for _ in 0..10_000 {
+            self.pass_closing();
+            if !self.busy() && !self.removal.pending() && !self.root.dirty() {
+                break;
+            }
+            self.dev.wake.wait(1_000);
+        }
+        self.close_root();
+    }
+
+    fn pass_closing(&mut self) {
+        let now = monotonic_ns();
+        self.reap_copies(now);
+        self.reap_index();
+        self.reap_root(now);
+        self.reap_manifest(now);
+        self.run_removal();
+        self.write_root();
+    }
+}
+
+impl Body for Worker {
+    fn run(mut self: Pin<&mut Self>) {
+        while !should_stop() {
+            let timeout_us = self.sleep_us();
+            self.dev.wake.wait(timeout_us);
+            // Bounded, so that a flood of events cannot keep it from seeing the stop.
+            for _ in 0..64 {
+                self.progress = false;
+                self.pass();
+                if !self.progress {
+                    break;
+                }
+            }
+        }
+        self.close();
+    }
+}

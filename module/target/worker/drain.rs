@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! After T0: copying the rest of the delta, most likely overwritten first.
+
+use super::copy::{NotStarted, Purpose};
+use super::Worker;
+use kernel::prelude::*;
+use presnap_abi::memory::array_of;
+use presnap_engine::freeze::{Event, Phase};
+use presnap_engine::geometry::AREA_BLOCKS_SHIFT;
+use presnap_engine::policy::drain_value;
+use presnap_engine::rank::sort_descending;
+
+/// Areas looked at for one ordering.
+const BATCH: usize = 1024;
+
+/// An area to be copied.
+#[derive(Clone, Copy, Default)]
+struct Candidate {
+    value: u32,
+    area: u64,
+}
+
+/// See the module.
+pub(crate) struct Drain {
+    batch: KVVec<Candidate>,
+    /// Candidates of the batch that are left, from the front.
+    next: usize,
+    len: usize,
+    /// Area from which on the delta was not looked at.
+    pub(super) cursor: u64,
+    /// Every area of the delta was put into a batch.
+    scanned: bool,
+    /// Blocks of the delta that guards preserved.
+    pub(super) guarded_in_delta: u64,
+    /// Where the search for blocks that mirrors wrote goes on.
+    rewritten: u64,
+}
+
+impl Drain {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            batch: array_of(BATCH, Candidate::default())?,
+            next: 0,
+            len: 0,
+            cursor: 0,
+            scanned: false,
+            guarded_in_delta: 0,
+            rewritten: 0,
+        })
+    }
+
+    /// Begins at the start of the delta.
+    pub(super) fn restart(&mut self) {
+        self.next = 0;
+        self.len = 0;
+        self.cursor = 0;
+        self.scanned = false;
+        self.rewritten = 0;
+    }
+}
+
+impl Worker {
+    /// Blocks of an area that the snapshot still lacks.
+    fn lacking(&self, area: u64) -> u16 {
+        let g = &self.dev.generations;
+        g.delta().area_mask(area) & !g.preserved().area_mask(area)
+    }
+
+    /// Fills the batch with the next areas of the delta, best first.
+    fn refill(&mut self, now: u64) {
+        self.drain.next = 0;
+        self.drain.len = 0;
+        while self.drain.len < BATCH {
+            let Some(area) = self.dev.generations.delta().next_area(self.drain.cursor) else {
+                self.drain.scanned = true;
+                break;
+            };
+            self.drain.cursor = area.saturating_add(1);
+            let mask = self.lacking(area);
+            if mask == 0 {
+                continue;
+            }
+            let value = drain_value(self.stage.score_after(area, now), mask.count_ones());
+            if let Some(place) = self.drain.batch.get_mut(self.drain.len) {
+                *place = Candidate { value, area };
+                self.drain.len = self.drain.len.saturating_add(1);
+            }
+        }
+        if let Some(batch) = self.drain.batch.get_mut(..self.drain.len) {
+            sort_descending(batch, |c| c.value);
+        }
+    }
+
+    /// Copies what the snapshot lacks of its delta.
+    pub(super) fn run_drain(&mut self, now: u64) {
+        if self.snapshot.phase() != Phase::Draining {
+            return;
+        }
+        while self.jobs.room() {
+            if self.drain.next >= self.drain.len {
+                if self.drain.scanned {
+                    break;
+                }
+                self.refill(now);
+                continue;
+            }
+            let Some(c) = self.drain.batch.get(self.drain.next).copied() else { break };
+            if !self.drain_area(c.area) {
+                return;
+            }
+            self.drain.next = self.drain.next.saturating_add(1);
+        }
+        if !self.drain.scanned || self.drain.next < self.drain.len {
+            return;
+        }
+        if self.copies_of(self.record.id) {
+            return;
+        }
+        // A copy may have failed to start because another one covered its blocks: look again.
+        if let Some(area) = self.first_lacking() {
+            self.drain.restart();
+            self.drain.cursor = area;
+            self.progress = true;
+            return;
+        }
+        if self.checksum_rewritten() {
+            return;
+        }
+        self.report(Event::Covered);
+    }
+
+    fn first_lacking(&self) -> Option<u64> {
+        let mut area = 0;
+        while let Some(next) = self.dev.generations.delta().next_area(area) {
+            if self.lacking(next) != 0 {
+                return Some(next);
+            }
+            area = next.saturating_add(1);
+        }
+        None
+    }
+
+    /// Starts the copies of one area; `false` if it has to be tried again, or all is over.
+    fn drain_area(&mut self, area: u64) -> bool {
+        let mask = self.lacking(area);
+        for run in presnap_engine::chunker::chunks(mask, presnap_engine::fixed::Prob::ONE) {
+            let start = (area << AREA_BLOCKS_SHIFT).saturating_add(run.0.into());
+            match self.start_copy(Purpose::Drain, self.record.id, start, run.1.into()) {
+                Ok(_) => self.progress = true,
+                // Covered by a guard's copy, or no job: `first_lacking` finds what is left.
+                Err(NotStarted::Busy) => {
+                    if !self.jobs.room() {
+                        return false;
+                    }
+                }
+                Err(NotStarted::Full) => {
+                    if self.drop_staged() == 0 {
+                        self.overflow();
+                    }
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Takes the checksums of slots that mirrors wrote; whether there is still something to do.
+    fn checksum_rewritten(&mut self) -> bool {
+        let id = self.record.id;
+        while let Some(block) = self.dev.generations.rewritten.next_set(self.drain.rewritten) {
+            let ours = self.dev.generations.preserved().test(block)
+                && self.dev.generations.delta().test(block);
+            let slot = if ours { self.dev.slots.lock().lookup(id, block) } else { None };
+            let Some(slot) = slot else {
+                // It went stale and was copied again, which took the checksum.
+                self.dev.generations.rewritten.clear_range(block, 1);
+                continue;
+            };
+            match self.start_checksum(id, block, slot) {
+                Ok(()) => {
+                    self.progress = true;
+                    self.drain.rewritten = block.saturating_add(1);
+                }
+                Err(_) => return true,
+            }
+        }
+        if self.copies_of(id) {
+            return true;
+        }
+        // Those that were started have cleared their bits by now.
+        self.drain.rewritten = 0;
+        self.dev.generations.rewritten.next_set(0).is_some()
+    }
+}

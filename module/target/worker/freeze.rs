@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Carrying out what the snapshot's state machine says.
+
+use super::copy::{NotStarted, Purpose};
+use super::Worker;
+use crate::device::{add, Guard, Request};
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+use presnap_abi::clock::{monotonic_ns, realtime_ns};
+use presnap_engine::freeze::{Action, DropReason, Event, Phase};
+use presnap_engine::geometry::AREA_BLOCKS_SHIFT;
+use presnap_engine::region::root::SNAPSHOT_AFTER_CRASH;
+use presnap_engine::region::{Scope, SnapshotRecord, SnapshotState, NO_SLOT};
+
+/// Sleep when nothing has to happen soon.
+const IDLE_SLEEP_US: u32 = 500_000;
+
+impl Worker {
+    /// How long the worker may sleep if nobody wakes it.
+    pub(super) fn sleep_us(&self) -> u32 {
+        let tick_us = (self.dev.knobs.get(presnap_engine::knob::Knob::TickMs) as u32)
+            .saturating_mul(1000)
+            .min(IDLE_SLEEP_US);
+        match self.snapshot.phase() {
+            Phase::Idle if self.stage.has_candidates() => tick_us.min(4_000),
+            Phase::Idle => tick_us,
+            Phase::Pending { t0_ns } => {
+                let left = t0_ns.saturating_sub(monotonic_ns()) / 1000;
+                tick_us.min(u32::try_from(left).unwrap_or(u32::MAX)).max(1)
+            }
+            // Shorter than a tick of the kernel: the budget is met by the copies' ends.
+            _ => 1,
+        }
+    }
+
+    /// Takes what messages ask for.
+    pub(super) fn handle_requests(&mut self, now: u64) {
+        let (request, abort, delete) = {
+            let mut control = self.dev.control.lock();
+            let idle = self.snapshot.phase() == Phase::Idle;
+            let request = if idle { control.request.take() } else { None };
+            let delete = if self.removal.pending() { None } else { control.delete.take() };
+            (request, core::mem::take(&mut control.abort), delete)
+        };
+        if let Some(request) = request {
+            self.begin(request);
+        } else if self.snapshot.phase() == Phase::Idle && self.healthy() {
+            if let Some(request) = self.triggered(now) {
+                self.begin(request);
+            }
+        }
+        if abort {
+            self.report(Event::Fail(DropReason::Aborted));
+        }
+        if let Some(id) = delete {
+            self.progress = true;
+            self.start_removal(id);
+        }
+    }
+
+    fn begin(&mut self, request: Request) {
+        self.progress = true;
+        let staged_clean_blocks = self.record.staged_clean_blocks;
+        let copied_blocks_total = self.record.copied_blocks_total;
+        self.record = SnapshotRecord {
+            id: request.id,
+            scope: request.scope,
+            state: SnapshotState::Open,
+            predictor: self.dev.knobs.predictor() as u8,
+            manifest_head_slot: NO_SLOT,
+            staged_clean_blocks,
+            copied_blocks_total,
+            ..SnapshotRecord::ZERO
+        };
+        self.dev.control.lock().active = Some((request, Phase::Idle, self.record));
+        self.snapshot.set_budget(request.budget);
+        if !self.healthy() {
+            self.tell_dropped(DropReason::IoError);
+            return;
+        }
+        self.report(Event::Request { t0_ns: request.t0_ns });
+    }
+
+    /// Moves the snapshot on, as far as that depends on the state of copies and writes.
+    pub(super) fn advance_snapshot(&mut self, _now: u64) {
+        loop {
+            let before = self.snapshot.phase();
+            match before {
+                Phase::Idle => return,
+                Phase::Pending { .. } => self.report(Event::Tick),
+                Phase::Committing => {
+                    self.index.flush = true;
+                    if self.jobs.staging == 0 && self.index.clean() {
+                        self.index.flush = false;
+                        self.report(Event::StagedDurable);
+                    }
+                }
+                Phase::Holding => {
+                    if self.dev.gate.in_flight() == 0 {
+                        self.report(Event::InFlightEnded);
+                    }
+                }
+                Phase::FinalCopy { .. } => {
+                    self.report(Event::Tick);
+                    if self.snapshot.phase() == before {
+                        self.final_copy();
+                    }
+                }
+                // These are moved on by drain, manifest and root.
+                Phase::Draining | Phase::Manifest | Phase::Sealing | Phase::Dropping { .. } => {
+                    return;
+                }
+            }
+            if self.snapshot.phase() == before {
+                return;
+            }
+        }
+    }
+
+    /// Carries out an action.
+    pub(super) fn act(&mut self, action: Action, now: u64) {
+        match action {
+            Action::CommitStaged => self.stage.pause(),
+            Action::CloseGate => self.dev.gate.close(),
+            Action::FinalCopy => self.drain.restart(),
+            Action::Switch => self.switch(now),
+            Action::OpenGate => self.open_gate(),
+            Action::Drain => self.drain.restart(),
+            Action::WriteManifest => self.manifest.restart(),
+            Action::WriteRecord => self.add_record(),
+            Action::Seal => self.seal(),
+            Action::Undo => self.undo(),
+            Action::ReportDropped(reason) => self.dropped(reason),
+        }
+    }
+
+    /// Copies dirty blocks without a fresh copy while the gate is closed.
+    fn final_copy(&mut self) {
+        let id = self.coming_id();
+        let g = &self.dev.generations;
+        let mut area = self.drain.cursor;
+        let mut found = None;
+        while let Some(next) = g.dirty().next_area(area) {
+            let mask = g.dirty().area_mask(next) & !g.staged().area_mask(next);
+            if mask != 0 {
+                found = Some((next, mask));
+                break;
+            }
+            area = next.saturating_add(1);
+        }
+        self.drain.cursor = area;
+        let Some((area, mask)) = found else {
+            if !self.copies_of(id) {
+                self.report(Event::FinalCopyEnded);
+            }
+            return;
+        };
+        let mut all = true;
+        for run in presnap_engine::chunker::chunks(mask, presnap_engine::fixed::Prob::ONE) {
+            let start = (area << AREA_BLOCKS_SHIFT).saturating_add(run.0.into());
+            match self.start_copy(Purpose::Final, id, start, run.1.into()) {
+                Ok(_) => self.progress = true,
+                Err(NotStarted::Busy) => all = false,
+                Err(NotStarted::Full) => {
+                    // The rest is for the drain, which knows what to do when it is full too.
+                    if !self.copies_of(id) {
+                        self.report(Event::FinalCopyEnded);
+                    }
+                    return;
+                }
+            }
+        }
+        if all && self.jobs.room() {
+            self.drain.cursor = area.saturating_add(1);
+            self.progress = true;
+        }
+    }
+
+    /// The instant T0: the gate is closed and nothing is in flight. O(1).
+    fn switch(&mut self, now: u64) {
+        let id = self.coming_id();
+        let op = self.dev.op.load(Ordering::Relaxed);
+        let totals = &self.dev.totals;
+        let mirrored = totals.mirrored_writes.load(Ordering::Relaxed);
+        let stale = totals.stale.load(Ordering::Relaxed);
+        let full_needed = self.dev.full_needed.swap(false, Ordering::Relaxed);
+        self.record.base_id = if full_needed { 0 } else { self.base_id };
+        self.record.flags = if full_needed && self.base_id != 0 { SNAPSHOT_AFTER_CRASH } else { 0 };
+        self.record.op_first = self.op_first;
+        self.record.op_last = op;
+        self.record.t0_realtime_ns = realtime_ns();
+        self.record.mirrored_writes = mirrored.wrapping_sub(self.mirrored_before);
+        self.record.stale_blocks = stale.wrapping_sub(self.stale_before);
+        self.mirrored_before = mirrored;
+        self.stale_before = stale;
+        self.op_first = op.wrapping_add(1);
+
+        let image = self.record.scope == Scope::Image || self.dev.guard() == Guard::Image;
+        self.dev.generations.switch();
+        self.dev.set_coming(id.wrapping_add(1));
+        self.dev.root.lock().header.next_snapshot = id.wrapping_add(1);
+        self.dev.set_guard(if image { Guard::Image } else { Guard::Delta });
+        self.dev.staging.store(false, Ordering::Relaxed);
+        self.drain.guarded_in_delta = 0;
+        let _ = now;
+    }
+
+    fn open_gate(&mut self) {
+        self.dev.gate.open();
+        self.snapshot.note_opened(monotonic_ns());
+        self.record.delta_blocks = self.dev.generations.delta().count();
+        self.parked.retry = true;
+    }
+
+    /// The manifest is durable: the record goes into the root.
+    fn add_record(&mut self) {
+        let times = self.snapshot.times();
+        let r = &mut self.record;
+        r.freeze_ns = times.freeze_ns();
+        r.inflight_wait_ns = times.inflight_wait_ns();
+        r.seal_ns = times.seal_ns();
+        r.state = SnapshotState::Sealed;
+        r.staged_valid_blocks = r
+            .delta_blocks
+            .saturating_sub(r.final_copy_blocks)
+            .saturating_sub(r.drained_blocks)
+            .saturating_sub(self.drain.guarded_in_delta);
+        r.hits = r.staged_valid_blocks;
+        r.misses = r.delta_blocks.saturating_sub(r.staged_valid_blocks);
+        r.wasted = r.stale_blocks;
+        let record = *r;
+        if self.dev.root.lock().insert(record).is_err() {
+            pr_warn!("{}: the snapshot table is full\n", self.dev.region.number());
+            self.report(Event::Fail(DropReason::Overflow));
+            return;
+        }
+        self.write_record();
+    }
+
+    /// The snapshot exists.
+    fn seal(&mut self) {
+        let totals = &self.dev.totals;
+        add(&totals.snapshots, 1);
+        add(&totals.staged_valid_blocks, self.record.staged_valid_blocks);
+        add(&totals.hits, self.record.hits);
+        add(&totals.misses, self.record.misses);
+        add(&totals.wasted, self.record.wasted);
+        self.base_id = self.record.id;
+        self.stage.note_snapshot(self.snapshot.times().t0_ns);
+        self.record = SnapshotRecord::ZERO;
+        // The bitmaps of the snapshot before, and the delta, are not needed any more.
+        self.dev.generations.former().clear_all();
+        self.dev.generations.delta().clear_all();
+        self.relax_guard();
+        self.dev.control.lock().active = None;
+        self.stage.resume();
+        self.dev.raise_event();
+    }
+
+    /// A snapshot was given up; what there was of it is undone.
+    fn dropped(&mut self, reason: DropReason) {
+        pr_warn!(
+            "{}: snapshot {} was dropped: {}\n",
+            self.dev.region.number(),
+            self.record.id,
+            reason.as_str()
+        );
+        self.tell_dropped(reason);
+        if self.dev.coming() == self.record.id {
+            // Before T0. Its number is not used again, so what was staged for it has no owner.
+            let id = self.dev.coming();
+            self.forget_staged();
+            self.dev.set_coming(id.wrapping_add(1));
+            self.dev.root.lock().header.next_snapshot = id.wrapping_add(1);
+        }
+        self.record = SnapshotRecord::ZERO;
+        self.index.flush = false;
+        self.stage.resume();
+        self.parked.retry = true;
+    }
+
+    fn tell_dropped(&mut self, reason: DropReason) {
+        add(&self.dev.totals.snapshots_dropped, 1);
+        {
+            let mut control = self.dev.control.lock();
+            control.note_dropped(self.record.id, reason);
+            control.active = None;
+        }
+        self.dev.raise_event();
+    }
+
+    /// Lets messages see where the snapshot is.
+    pub(super) fn publish(&mut self) {
+        if self.snapshot.phase() == Phase::Idle {
+            return;
+        }
+        let times = self.snapshot.times();
+        let mut record = self.record;
+        record.freeze_ns = times.freeze_ns();
+        record.inflight_wait_ns = times.inflight_wait_ns();
+        let mut control = self.dev.control.lock();
+        if let Some(active) = control.active.as_mut() {
+            active.1 = self.snapshot.phase();
+            active.2 = record;
+        }
+    }
+}

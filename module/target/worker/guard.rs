@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Bios that wait: for the gate to open, or for their blocks to be preserved.
+
+use super::copy::{NotStarted, Purpose, RUN_BLOCKS};
+use super::Worker;
+use crate::device::{add, Guard};
+use crate::route::{PerBio, Route};
+use core::sync::atomic::Ordering;
+use presnap_abi::bio::{Bio, BioList, STS_NOSPC};
+use presnap_engine::freeze::{DropReason, Event};
+use presnap_engine::geometry::blocks_touched;
+
+/// The waiting bios; their number is bounded by what their submitters have in flight.
+pub(crate) struct Parked {
+    bios: BioList,
+    /// Something changed that may let some of them go.
+    pub(super) retry: bool,
+}
+
+impl Parked {
+    pub(crate) fn new() -> Self {
+        Self { bios: BioList::new(), retry: false }
+    }
+}
+
+impl Worker {
+    /// Takes the bios that were held since the last pass.
+    pub(super) fn take_held(&mut self) {
+        if self.dev.take_view_waited_for() {
+            self.parked.retry = true;
+        }
+        let mut fresh = self.dev.held.lock().take();
+        while let Some(bio) = fresh.pop() {
+            self.progress = true;
+            self.send_on(bio, true);
+        }
+    }
+
+    /// Tries those that wait already.
+    pub(super) fn retry_parked(&mut self) {
+        if !core::mem::take(&mut self.parked.retry) || self.dev.gate.is_closed() {
+            return;
+        }
+        let mut waiting = self.parked.bios.take();
+        while let Some(bio) = waiting.pop() {
+            self.send_on(bio, false);
+        }
+    }
+
+    fn send_on(&mut self, bio: Bio, first_time: bool) {
+        let [offset, ..] = bio.load::<PerBio>();
+        match self.dev.route(bio, offset) {
+            Route::Origin(bio) => {
+                self.progress = true;
+                bio.submit();
+            }
+            Route::Gate(bio) | Route::View(bio) => self.parked.bios.push(bio),
+            Route::Guard(bio) => {
+                if first_time {
+                    add(&self.dev.totals.guard_stalls, 1);
+                    self.record.guard_stalls = self.record.guard_stalls.saturating_add(1);
+                }
+                self.preserve_for(bio, offset);
+            }
+        }
+    }
+
+    /// Starts the copies that a bio waits for.
+    fn preserve_for(&mut self, bio: Bio, offset: u64) {
+        let (first, count) = blocks_touched(offset, bio.sectors());
+        let end = first.saturating_add(count);
+        let owner = self.guard_owner();
+        let mut block = first;
+        while block < end {
+            if !self.dev.must_guard(block, 1) {
+                block = block.saturating_add(1);
+                continue;
+            }
+            let limit = end.min(block.saturating_add(RUN_BLOCKS.into()));
+            let run = (block..limit)
+                .take_while(|&b| self.dev.must_guard(b, 1) && !self.jobs.covers(b, 1))
+                .count() as u32;
+            if run == 0 {
+                // Being copied already.
+                block = block.saturating_add(1);
+                continue;
+            }
+            match self.start_copy(Purpose::Guard, owner, block, run) {
+                Ok(n) => {
+                    self.progress = true;
+                    block = block.saturating_add(n.into());
+                }
+                // All jobs are taken: the end of one lets the bio try again.
+                Err(NotStarted::Busy) => break,
+                Err(NotStarted::Full) => {
+                    if self.guard_is_full() {
+                        self.parked.retry = true;
+                        break;
+                    }
+                    bio.end(STS_NOSPC);
+                    return;
+                }
+            }
+        }
+        self.parked.bios.push(bio);
+    }
+
+    /// The snapshot that guards preserve for: the newest.
+    fn guard_owner(&self) -> u32 {
+        if self.snapshot.phase().after_t0() {
+            self.record.id
+        } else {
+            self.base_id
+        }
+    }
+
+    /// A guard found the region full. Makes room, or gives the snapshot up, so that the writer can
+    /// go on; `false` if the writer has to fail instead.
+    fn guard_is_full(&mut self) -> bool {
+        if self.drop_staged() > 0 {
+            return true;
+        }
+        if self.dev.fail_writes.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.overflow();
+        true
+    }
+
+    /// The region has no room for what the unfinished snapshot, or else the images, need.
+    pub(super) fn overflow(&mut self) {
+        self.dev.set_health(crate::device::Health::Overflow);
+        if self.snapshot.phase().after_t0() {
+            pr_warn!(
+                "{}: the region is full; snapshot {} is dropped\n",
+                self.dev.region.number(),
+                self.record.id
+            );
+            self.report(Event::Fail(DropReason::Overflow));
+        } else {
+            self.lose_images(DropReason::Overflow);
+        }
+        self.dev.raise_event();
+    }
+
+    /// Works out what has to be guarded when nothing is under way.
+    pub(super) fn relax_guard(&mut self) {
+        let image = {
+            let root = self.dev.root.lock();
+            crate::region::image_is_live(&root)
+        };
+        self.dev.set_guard(if image { Guard::Image } else { Guard::Off });
+        self.parked.retry = true;
+        self.progress = true;
+    }
+}
+
+use kernel::prelude::*;

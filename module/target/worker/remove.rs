@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Taking snapshots away: deletion, undoing an unfinished one, and losing images.
+
+use super::Worker;
+use crate::device::{add, Guard};
+use crate::region::image_is_live;
+use kernel::prelude::*;
+use presnap_engine::freeze::{DropReason, Event};
+use presnap_engine::region::{Scope, SlotKind};
+
+/// Slots looked at in one pass.
+const STEP: u32 = 4096;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    None,
+    /// The record is gone from the root in memory, and must be gone on disk before its slots are
+    /// used again.
+    Root(u32),
+    /// Its slots are being freed, from this one on.
+    Free(u32, u32),
+    /// An unfinished snapshot's slots are freed, or given to the one before.
+    Undo(u32, u32),
+}
+
+/// The removal under way, one at a time.
+pub(crate) struct Removal {
+    step: Step,
+}
+
+impl Removal {
+    pub(crate) fn new() -> Self {
+        Self { step: Step::None }
+    }
+
+    pub(crate) fn pending(&self) -> bool {
+        self.step != Step::None
+    }
+
+    pub(super) fn root_durable(&mut self) {
+        if let Step::Root(id) = self.step {
+            self.step = Step::Free(id, 0);
+        }
+    }
+}
+
+impl Worker {
+    /// Deletes a sealed snapshot, the oldest.
+    pub(super) fn start_removal(&mut self, id: u32) {
+        let removed = self.dev.root.lock().remove(id).is_some();
+        if !removed {
+            return;
+        }
+        if self.base_id == id {
+            // Nothing is left to be the base of the next delta.
+            self.base_id = 0;
+        }
+        self.removal.step = Step::Root(id);
+        self.root.mark();
+        if !self.snapshot.phase().after_t0() {
+            self.relax_guard();
+        }
+    }
+
+    pub(super) fn run_removal(&mut self) {
+        match self.removal.step {
+            Step::None | Step::Root(_) => {}
+            Step::Free(id, mut cursor) => {
+                let end = cursor.saturating_add(STEP).min(self.dev.layout.slots);
+                while cursor < end {
+                    let freed = {
+                        let mut slots = self.dev.slots.lock();
+                        let mine = slots.entry(cursor).is_some_and(|e| e.snapshot == id);
+                        mine && slots.free(cursor).is_some()
+                    };
+                    if freed {
+                        self.index.mark(&self.dev.layout, cursor, 1, false);
+                    }
+                    cursor = cursor.saturating_add(1);
+                }
+                self.progress = true;
+                self.removal.step =
+                    if cursor >= self.dev.layout.slots { Step::None } else { Step::Free(id, cursor) };
+            }
+            Step::Undo(id, cursor) => self.undo_step(id, cursor),
+        }
+    }
+
+    /// An unfinished snapshot is given up after T0: its writes belong to the generation again, and
+    /// what it preserved for older images goes to the newest of them.
+    pub(super) fn undo(&mut self) {
+        let g = &self.dev.generations;
+        let mut area = 0;
+        while let Some(next) = g.delta().next_area(area) {
+            let mask = g.delta().area_mask(next);
+            g.dirty().set_area(next, mask);
+            area = next.saturating_add(1);
+        }
+        // What the image before preserves needs no guard; what it lacks, its successor may have.
+        area = 0;
+        while let Some(next) = g.former().next_area(area) {
+            let mask = g.former().area_mask(next);
+            g.preserved().set_area(next, mask);
+            area = next.saturating_add(1);
+        }
+        let image = {
+            let root = self.dev.root.lock();
+            image_is_live(&root)
+        };
+        self.dev.set_guard(if image { Guard::Image } else { Guard::Off });
+        self.op_first = self.record.op_first;
+        if self.record.base_id == 0 && self.base_id != 0 {
+            self.dev.full_needed.store(true, core::sync::atomic::Ordering::Relaxed);
+        }
+        self.removal.step = Step::Undo(self.record.id, 0);
+        self.parked.retry = true;
+    }
+
+    fn undo_step(&mut self, id: u32, mut cursor: u32) {
+        if self.copies_of(id) {
+            return; // They end soon, and may still enter slots into the table.
+        }
+        let image = self.dev.guard() == Guard::Image;
+        let heir = if image { self.base_id } else { 0 };
+        let end = cursor.saturating_add(STEP).min(self.dev.layout.slots);
+        while cursor < end {
+            let changed = {
+                let mut slots = self.dev.slots.lock();
+                match slots.entry(cursor) {
+                    Some(e) if e.snapshot == id => {
+                        let needed = heir != 0
+                            && e.kind == SlotKind::Data
+                            && slots.lookup(heir, e.block).is_none();
+                        if !(needed && slots.reassign(cursor, heir).is_ok()) {
+                            slots.free(cursor);
+                        }
+                        true
+                    }
+                    _ => false,
+                }
+            };
+            if changed {
+                self.index.mark(&self.dev.layout, cursor, 1, heir != 0);
+            }
+            cursor = cursor.saturating_add(1);
+        }
+        self.progress = true;
+        if cursor < self.dev.layout.slots {
+            self.removal.step = Step::Undo(id, cursor);
+            return;
+        }
+        self.removal.step = Step::None;
+        let g = &self.dev.generations;
+        g.delta().clear_all();
+        g.former().clear_all();
+        g.rewritten.clear_all();
+        self.root.mark();
+        self.report(Event::Dropped);
+    }
+
+    /// Images cannot be kept any more: what was sealed stays good as deltas.
+    pub(super) fn lose_images(&mut self, reason: DropReason) {
+        let lost = {
+            let mut root = self.dev.root.lock();
+            let mut lost = 0u64;
+            while let Some(id) = root.iter().find(|r| r.scope == Scope::Image).map(|r| r.id) {
+                let Some(record) = root.find_mut(id) else { break };
+                record.scope = Scope::Delta;
+                lost = lost.saturating_add(1);
+            }
+            lost
+        };
+        if lost > 0 {
+            self.dev.images_lost.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
+            pr_warn!(
+                "{}: the images of {lost} snapshots are lost: {}\n",
+                self.dev.region.number(),
+                reason.as_str()
+            );
+            add(&self.dev.totals.snapshots_dropped, lost);
+            self.root.mark();
+            self.dev.raise_event();
+        }
+        if !self.snapshot.phase().after_t0() {
+            self.relax_guard();
+        }
+    }
+}

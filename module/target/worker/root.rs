@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Writing the root: whole, to its two copies in turn, each write a barrier.
+
+use super::Worker;
+use crate::device::add;
+use crate::region::OP_RESERVE;
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+use presnap_abi::io::{Client, Durability, Transfer};
+use presnap_abi::thread::Wake;
+use presnap_engine::freeze::Event;
+use presnap_engine::geometry::BLOCK_SECTORS;
+use presnap_engine::region::root::{ROOT_BYTES, ROOT_CLEAN, ROOT_FULL_NEEDED};
+use presnap_engine::region::Copy2;
+
+/// See the module.
+pub(crate) struct RootWriter {
+    transfer: KBox<Transfer>,
+    next: Copy2,
+    /// The root in memory is newer than the one on disk or on its way there.
+    dirty: bool,
+    writing: bool,
+    /// The write under way has the record of the snapshot that is being sealed.
+    sealing: bool,
+    /// Numbers of operations are reserved below this.
+    reserved: u64,
+}
+
+impl RootWriter {
+    pub(crate) fn new(client: &Arc<Client>, wake: &Arc<Wake>, next: Copy2) -> Result<Self> {
+        let transfer = Transfer::new(client, wake, ROOT_BYTES)?;
+        Ok(Self { transfer, next, dirty: false, writing: false, sealing: false, reserved: 0 })
+    }
+
+    pub(crate) fn in_flight(&self) -> bool {
+        self.writing
+    }
+
+    pub(crate) fn dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// The root changed.
+    pub(crate) fn mark(&mut self) {
+        self.dirty = true;
+    }
+}
+
+impl Worker {
+    /// The root has a new record: seal when it is durable.
+    pub(super) fn write_record(&mut self) {
+        self.root.dirty = true;
+        self.root.sealing = true;
+    }
+
+    /// Encodes the root and returns its place.
+    fn encode_root(&mut self, flags: u32, clean: bool) -> Result<u64> {
+        let op = self.dev.op.load(Ordering::Relaxed).saturating_add(1);
+        let block = self.dev.layout.root_block(self.root.next);
+        let mut root = self.dev.root.lock();
+        root.header.seq = root.header.seq.saturating_add(1);
+        root.header.next_op = if clean { op } else { op.saturating_add(OP_RESERVE) };
+        root.header.flags = flags;
+        self.root.reserved = root.header.next_op;
+        let out = self.root.transfer.buffer().and_then(|b| b.first_chunk_mut::<ROOT_BYTES>());
+        root.encode_into(out.ok_or(EIO)?);
+        Ok(block.saturating_mul(BLOCK_SECTORS.into()))
+    }
+
+    fn full_needed_flag(&self) -> u32 {
+        if self.dev.full_needed.load(Ordering::Relaxed) { ROOT_FULL_NEEDED } else { 0 }
+    }
+
+    /// Starts to write the root if it changed.
+    pub(super) fn write_root(&mut self) {
+        if !self.root.dirty || self.root.writing || !self.healthy() {
+            return;
+        }
+        let Ok(sector) = self.encode_root(self.full_needed_flag(), false) else { return };
+        let region = self.dev.region;
+        self.progress = true;
+        let transfer = &mut self.root.transfer;
+        if transfer.write(&region, sector, 0, ROOT_BYTES, Durability::Barrier).is_err() {
+            self.region_failed();
+            return;
+        }
+        add(&self.dev.totals.region_bytes, ROOT_BYTES as u64);
+        self.root.next = self.root.next.other();
+        self.root.dirty = false;
+        self.root.writing = true;
+    }
+
+    /// Takes the result of a root write.
+    pub(super) fn reap_root(&mut self, _now: u64) {
+        if !self.root.writing {
+            return;
+        }
+        let Some(result) = self.root.transfer.result() else { return };
+        self.progress = true;
+        self.root.writing = false;
+        if result.is_err() {
+            add(&self.dev.totals.io_errors, 1);
+            self.region_failed();
+            return;
+        }
+        if !self.root.dirty {
+            self.removal.root_durable();
+            if core::mem::take(&mut self.root.sealing) {
+                self.report(Event::RecordDurable);
+            }
+        }
+    }
+
+    /// Writes the root with the mark of an orderly close, and waits for it.
+    pub(super) fn close_root(&mut self) {
+        if !self.healthy() || self.root.writing {
+            return;
+        }
+        // What was written in this generation is known only in memory: the next delta cannot be.
+        let changed = self.dev.generations.dirty().count() > 0;
+        let flags = ROOT_CLEAN
+            | if changed { ROOT_FULL_NEEDED } else { self.full_needed_flag() };
+        let Ok(sector) = self.encode_root(flags, true) else { return };
+        let region = self.dev.region;
+        let transfer = &mut self.root.transfer;
+        if transfer.write_wait(&region, sector, ROOT_BYTES, Durability::Barrier).is_err() {
+            pr_err!("{}: the region could not be closed in order\n", region.number());
+        }
+    }
+}

@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Before T0: observing, predicting, and copying what is worth it.
+//!
+//! Every tick the predictor takes in what was recorded since the last one, dirty areas are scored,
+//! and the best go to the copier, as far as budget and bandwidth allow.
+
+use super::copy::{NotStarted, Purpose};
+use super::Worker;
+use crate::device::{add, Device, Request};
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+use presnap_abi::memory::array_of;
+use presnap_engine::activity::AreaState;
+use presnap_engine::chunker;
+use presnap_engine::fixed::Prob;
+use presnap_engine::freeze::Phase;
+use presnap_engine::geometry::AREA_BLOCKS_SHIFT;
+use presnap_engine::knob::Knob;
+use presnap_engine::policy::{self, AreaView, Context, Decision};
+use presnap_engine::predictor::{Predictor, PredictorKind};
+use presnap_engine::rank::sort_descending;
+use presnap_engine::record::{IoKind, IoRecord};
+use presnap_engine::region::{Scope, SlotKind};
+use presnap_engine::stream::{AreaAhead, StreamHead};
+use presnap_engine::throttle::{Throttle, ThrottleConfig};
+use presnap_engine::trigger::{Trigger, TriggerConfig};
+
+/// Areas that the predictor remembers (4 MiB of memory), and streams.
+const AREAS: usize = 1 << 16;
+const STREAMS: usize = 1 << 12;
+/// Areas scored in a tick.
+const SCORED_PER_TICK: usize = 8192;
+/// Areas handed to the copier in a tick.
+const CANDIDATES: usize = 2048;
+/// Copies ahead of T0 at a time, so that a writer never queues behind many.
+const COPIES_AT_ONCE: usize = 8;
+/// The window after T0 in which a write counts as "soon".
+const AFTER_NS: u64 = 5_000_000_000;
+/// Records taken at once.
+const RECORDS: usize = 256;
+/// Predictions waiting to be judged.
+const SAMPLES: usize = 512;
+
+#[derive(Clone, Copy, Default)]
+struct Candidate {
+    value: u32,
+    area: u64,
+    decision: Decision,
+    score: Prob,
+}
+
+/// A prediction that will be judged when its time is over.
+#[derive(Clone, Copy, Default)]
+struct Sample {
+    area: u64,
+    made_ns: u64,
+    until_ns: u64,
+    said: bool,
+}
+
+/// See the module.
+pub(crate) struct Stage {
+    predictor: Predictor<KVVec<AreaState>, KVVec<StreamHead>>,
+    records: KVVec<IoRecord>,
+    ring_cursor: u64,
+    throttle: Throttle,
+    trigger: Trigger,
+    config: TriggerConfig,
+    candidates: KVVec<Candidate>,
+    next: usize,
+    len: usize,
+    /// Dirty area from which the next tick goes on.
+    cursor: u64,
+    next_tick_ns: u64,
+    paused: bool,
+    samples: KVVec<Sample>,
+    sample_at: usize,
+    ahead: KVVec<AreaAhead>,
+}
+
+impl Stage {
+    pub(crate) fn new() -> Result<Self> {
+        let areas = array_of(AREAS, AreaState::default())?;
+        let streams = array_of(STREAMS, StreamHead::EMPTY)?;
+        let blank =
+            IoRecord { time_ns: 0, op: 0, sector: 0, sectors: 0, kind: IoKind::Flush };
+        let config = TriggerConfig::default();
+        let none = AreaAhead { area: 0, eta_ns: 0, stream_blocks: 0, distance_blocks: 0 };
+        Ok(Self {
+            predictor: Predictor::new(areas, streams).ok_or(EINVAL)?,
+            records: array_of(RECORDS, blank)?,
+            ring_cursor: 0,
+            throttle: Throttle::new(ThrottleConfig::default()),
+            trigger: Trigger::new(config, presnap_abi::clock::monotonic_ns()),
+            config,
+            candidates: array_of(CANDIDATES, Candidate::default())?,
+            next: 0,
+            len: 0,
+            cursor: 0,
+            next_tick_ns: 0,
+            paused: false,
+            samples: array_of(SAMPLES, Sample::default())?,
+            sample_at: 0,
+            ahead: array_of(64, none)?,
+        })
+    }
+
+    /// Starts no more copies.
+    pub(super) fn pause(&mut self) {
+        self.paused = true;
+        self.len = 0;
+        self.next = 0;
+    }
+
+    /// Goes on, for the coming snapshot.
+    pub(super) fn resume(&mut self) {
+        self.paused = false;
+        self.cursor = 0;
+    }
+
+    pub(super) fn has_candidates(&self) -> bool {
+        self.next < self.len
+    }
+
+    pub(super) fn note_snapshot(&mut self, t0_ns: u64) {
+        self.trigger.note_snapshot(t0_ns);
+    }
+
+    /// P(a write soon after now): the order of the drain.
+    pub(super) fn score_after(&self, area: u64, now: u64) -> Prob {
+        self.predictor.score_heuristic(PredictorKind::Ewma, area, now, AFTER_NS)
+    }
+
+    /// Takes in what was recorded.
+    fn observe(&mut self, dev: &Device) {
+        for _ in 0..RECORDS {
+            let outcome = dev.ring.read(&mut self.ring_cursor, &mut self.records);
+            for record in self.records.iter().take(outcome.count) {
+                self.predictor.observe(record);
+            }
+            if outcome.count < RECORDS {
+                break;
+            }
+        }
+    }
+
+    fn push(&mut self, candidate: Candidate) {
+        if let Some(place) = self.candidates.get_mut(self.len) {
+            *place = candidate;
+            self.len = self.len.saturating_add(1);
+        }
+    }
+
+    /// Keeps a prediction to judge it later; judges the one it replaces.
+    fn sample(&mut self, dev: &Device, now: u64, area: u64, p: Prob, horizon_ns: u64) {
+        let Some(old) = self.samples.get_mut(self.sample_at) else { return };
+        if old.until_ns > now {
+            return; // Its time is not over: this one is not sampled.
+        }
+        if old.until_ns != 0 {
+            // The tick is in milliseconds; a write right after the prediction counts.
+            let made_ms = old.made_ns / 1_000_000;
+            let until_ms = old.until_ns / 1_000_000;
+            let last =
+                self.predictor.activity().get(old.area).map_or(0, |a| a.last_write_ms);
+            // A write after the horizon hides whether there was one in it: such a sample says
+            // nothing.
+            if last <= until_ms {
+                add(&dev.totals.predictions, 1);
+                let _ = last > made_ms && old.said;
+            }
+        }
+        *old = Sample {
+            area,
+            made_ns: now,
+            until_ns: now.saturating_add(horizon_ns),
+            said: p > Prob::HALF,
+        };
+        self.sample_at = self.sample_at.wrapping_add(1) % SAMPLES;
+    }
+}
+
+impl Worker {
+    /// The decision's context: what is known of T0 and of the load.
+    fn context(&self, now: u64) -> Context {
+        let knobs = &self.dev.knobs;
+        let t0 = match self.snapshot.phase() {
+            Phase::Pending { t0_ns } => Some(t0_ns),
+            _ => self.stage.trigger.next_t0_ns(now),
+        };
+        let g = &self.dev.generations;
+        Context {
+            time_to_t0_ns: t0.map(|t| t.saturating_sub(now)),
+            bandwidth_blocks_per_s: knobs.get(Knob::CopyBandwidthKib) / 4,
+            remaining_dirty_blocks: g.dirty().count().saturating_sub(g.staged().count()),
+            threshold: knobs.probability(Knob::ThresholdPermille),
+            guard_threshold: knobs.probability(Knob::GuardThresholdPermille),
+            lead_ns: knobs.ms_as_ns(Knob::LeadMs),
+            scope_image: self.coming_scope() == Scope::Image,
+            mirror: knobs.mirror(),
+            default_horizon_ns: knobs.ms_as_ns(Knob::HorizonMs),
+        }
+    }
+
+    fn coming_scope(&self) -> Scope {
+        match self.snapshot.phase() {
+            Phase::Pending { .. } => self.record.scope,
+            _ => self.dev.knobs.scope(),
+        }
+    }
+
+    /// A snapshot that a rule asks for now.
+    pub(super) fn triggered(&mut self, now: u64) -> Option<Request> {
+        let knobs = &self.dev.knobs;
+        let config = TriggerConfig {
+            schedule_ms: knobs.get(Knob::ScheduleMs),
+            ops: knobs.get(Knob::TriggerOps),
+            dirty_blocks: knobs.get(Knob::TriggerDirtyBlocks),
+            rate_blocks_per_s: 0,
+            idle_ms: 0,
+            min_distance_ms: knobs.get(Knob::MinDistanceMs),
+        };
+        if config != self.stage.config {
+            self.stage.config = config;
+            self.stage.trigger.configure(config, now);
+        }
+        let op = self.dev.op.load(Ordering::Relaxed);
+        let ops = op.wrapping_sub(self.op_first.wrapping_sub(1));
+        let dirty = self.dev.generations.dirty().count();
+        self.stage.trigger.fire(now, ops, dirty)?;
+        Some(Request {
+            id: self.coming_id(),
+            scope: knobs.scope(),
+            t0_ns: now,
+            budget: knobs.freeze_budget(),
+        })
+    }
+
+    /// Runs the predictor when its time has come, and feeds the copier.
+    pub(super) fn run_stage(&mut self, now: u64) {
+        let kind = self.dev.knobs.predictor();
+        if now >= self.stage.next_tick_ns {
+            self.stage.next_tick_ns = now.saturating_add(self.dev.knobs.ms_as_ns(Knob::TickMs));
+            if kind != PredictorKind::Off {
+                let dev = self.dev.clone();
+                self.stage.observe(&dev);
+                let active = self.stage.predictor.activity().count();
+                dev.areas_active.store(active as u64, Ordering::Relaxed);
+            }
+            let phase = self.snapshot.phase();
+            let before_t0 = matches!(phase, Phase::Idle | Phase::Pending { .. });
+            if kind != PredictorKind::Off && before_t0 && !self.stage.paused && self.healthy() {
+                self.predict(kind, now);
+            } else {
+                self.stage.len = 0;
+                self.stage.next = 0;
+            }
+        }
+        self.issue_staging(now);
+    }
+
+    /// Scores areas and picks those to copy.
+    fn predict(&mut self, kind: PredictorKind, now: u64) {
+        let ctx = self.context(now);
+        let horizon = ctx.horizon_before_ns().max(1);
+        let dev = self.dev.clone();
+        let models = dev.models.lock();
+        let model = models.model();
+        let stage = &mut self.stage;
+        stage.len = 0;
+        stage.next = 0;
+        let g = &dev.generations;
+        let mut scored = 0;
+        let mut wrapped = stage.cursor == 0;
+        let started_at = stage.cursor;
+        while scored < SCORED_PER_TICK && stage.len < CANDIDATES {
+            let Some(area) = g.dirty().next_area(stage.cursor) else {
+                if wrapped {
+                    stage.cursor = 0;
+                    break;
+                }
+                wrapped = true;
+                stage.cursor = 0;
+                continue;
+            };
+            if wrapped && started_at != 0 && area >= started_at {
+                break;
+            }
+            stage.cursor = area.saturating_add(1);
+            let view = AreaView {
+                dirty: g.dirty().area_mask(area),
+                valid: g.staged().area_mask(area),
+                stale: 0,
+                preserved_needed_clean: false,
+            };
+            if view.unstaged() == 0 {
+                continue;
+            }
+            scored = scored.saturating_add(1);
+            let p_before = stage.predictor.score(kind, model, area, now, horizon);
+            let p_after = if ctx.scope_image {
+                stage.predictor.score(kind, model, area, now, AFTER_NS)
+            } else {
+                p_before
+            };
+            if scored % 64 == 1 {
+                stage.sample(&dev, now, area, p_before, horizon);
+            }
+            let ranked = policy::decide(&view, p_before, p_after, &ctx);
+            if ranked.decision != Decision::None {
+                let (value, decision) = (ranked.value, ranked.decision);
+                stage.push(Candidate { value, area, decision, score: p_before });
+            }
+        }
+        if ctx.scope_image && ctx.time_to_t0_ns.is_some_and(|t| t <= policy::CLEAN_WINDOW_NS) {
+            let mut cursor = 0;
+            let mut areas = [0u64; 64];
+            // First what streams are about to reach, then what is remembered.
+            let mut n = stage.predictor.ahead(now, AFTER_NS, &mut stage.ahead);
+            for (place, ahead) in areas.iter_mut().zip(stage.ahead.iter().take(n)) {
+                *place = ahead.area;
+            }
+            loop {
+                for area in areas.iter().copied().take(n) {
+                    if area >= g.dirty().areas() || stage.len >= CANDIDATES {
+                        continue;
+                    }
+                    let dirty = g.dirty().area_mask(area);
+                    let view = AreaView {
+                        dirty: 0,
+                        valid: g.staged().area_mask(area) | dirty,
+                        stale: 0,
+                        preserved_needed_clean: true,
+                    };
+                    if view.unstaged_clean() == 0 {
+                        continue;
+                    }
+                    let p_before = stage.predictor.score(kind, model, area, now, horizon);
+                    let p_after = stage.predictor.score(kind, model, area, now, AFTER_NS);
+                    let ranked = policy::decide(&view, p_before, p_after, &ctx);
+                    if ranked.decision != Decision::None {
+                        let (value, decision) = (ranked.value, ranked.decision);
+                        stage.push(Candidate { value, area, decision, score: p_after });
+                    }
+                }
+                n = stage.predictor.iter_active(&mut cursor, &mut areas);
+                if n == 0 || stage.len >= CANDIDATES {
+                    break;
+                }
+            }
+        }
+        if let Some(candidates) = stage.candidates.get_mut(..stage.len) {
+            sort_descending(candidates, |c| c.value);
+        }
+    }
+
+    /// Starts copies of candidates, as far as budget, bandwidth and foreground allow.
+    fn issue_staging(&mut self, now: u64) {
+        let knobs = &self.dev.knobs;
+        let kib = knobs.get(Knob::CopyBandwidthKib);
+        let per_s = u32::try_from(kib / 4).unwrap_or(u32::MAX);
+        let per_s = if kib > 0 { per_s.max(1) } else { 0 };
+        if self.stage.throttle.config().blocks_per_s != per_s {
+            let config = ThrottleConfig { blocks_per_s: per_s, ..ThrottleConfig::default() };
+            self.stage.throttle.configure(config);
+        }
+        let foreground = self.dev.gate.in_flight().min(u32::MAX.into()) as u32;
+        self.stage.throttle.earn(now, foreground);
+        if knobs.get(Knob::DryRun) == 1 {
+            self.stage.next = self.stage.len;
+            return;
+        }
+        let budget = match knobs.get(Knob::StagingBudgetBlocks) {
+            0 => u64::from(self.dev.layout.slots / 2),
+            n => n,
+        };
+        if self.stage.next < self.stage.len {
+            self.dev.staging.store(true, Ordering::SeqCst);
+        }
+        while self.stage.next < self.stage.len
+            && self.jobs.staging < COPIES_AT_ONCE
+            && self.jobs.room()
+        {
+            let Some(c) = self.stage.candidates.get(self.stage.next).copied() else { break };
+            if self.dev.generations.staged().count() >= budget {
+                self.stage.next = self.stage.len;
+                break;
+            }
+            if !self.stage_area(&c) {
+                break;
+            }
+            self.stage.next = self.stage.next.saturating_add(1);
+        }
+    }
+
+    /// Starts the copies of an area; `false` if it has to wait.
+    fn stage_area(&mut self, c: &Candidate) -> bool {
+        let g = &self.dev.generations;
+        // What was decided at the tick may not be needed any more.
+        let mask = c.decision.mask() & !g.staged().area_mask(c.area);
+        let clean = matches!(c.decision, Decision::StageClean { .. });
+        let mask = if clean { mask & !g.dirty().area_mask(c.area) } else { mask };
+        let purpose = match c.decision {
+            Decision::StageClean { .. } => Purpose::StageClean,
+            Decision::StageMirrored { .. } => Purpose::Stage { mirror: true },
+            _ => Purpose::Stage { mirror: false },
+        };
+        let id = self.coming_id();
+        let blocks = self.dev.origin_blocks();
+        // Clean blocks between dirty ones cost a copy each and are worth none, unless their image
+        // is wanted: gaps are bridged for scope image only.
+        let confidence = if clean { chunker::confidence(c.score) } else { Prob::ONE };
+        for run in chunker::chunks(mask, confidence) {
+            let start = (c.area << AREA_BLOCKS_SHIFT).saturating_add(run.0.into());
+            let len = u32::from(run.1).min(blocks.saturating_sub(start) as u32);
+            if len == 0 {
+                continue;
+            }
+            let granted = self.stage.throttle.take(len);
+            if granted < len {
+                self.stage.throttle.give_back(granted);
+                return false;
+            }
+            match self.start_copy(purpose, id, start, len) {
+                Ok(n) => {
+                    self.stage.throttle.give_back(len.saturating_sub(n));
+                    self.progress = true;
+                }
+                Err(NotStarted::Busy) => self.stage.throttle.give_back(len),
+                Err(NotStarted::Full) => {
+                    // Staging yields: whoever needs the rest of the region may have it.
+                    self.stage.throttle.give_back(len);
+                    self.stage.next = self.stage.len;
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Gives up what is staged, to make room; returns how many blocks that were.
+    pub(super) fn drop_staged(&mut self) -> u64 {
+        if self.dev.generations.staged().count() == 0 {
+            return 0;
+        }
+        self.forget_staged()
+    }
+
+    /// Nothing is staged any more.
+    pub(super) fn forget_staged(&mut self) -> u64 {
+        let g = &self.dev.generations;
+        g.staged().clear_all();
+        g.mirrored.clear_all();
+        let id = self.dev.coming();
+        let mut freed = 0u64;
+        for slot in 0..self.dev.layout.slots {
+            let mine = {
+                let mut slots = self.dev.slots.lock();
+                let held = slots.entry(slot);
+                let mine =
+                    held.is_some_and(|e| e.snapshot == id && e.kind == SlotKind::Data);
+                if mine {
+                    slots.free(slot);
+                }
+                mine
+            };
+            if mine {
+                freed = freed.saturating_add(1);
+                self.index.mark(&self.dev.layout, slot, 1, false);
+            }
+        }
+        freed
+    }
+}
