@@ -109,10 +109,11 @@ impl<S: Deref<Target = [RingSlot]>> RecordRing<S> {
         if stamp > writing {
             return; // a later round was faster: readers count this position as lost
         }
+        // Acquire: our words come after those of the producer before.
         let claimed = stamp & 1 == 0
             && slot
                 .stamp
-                .compare_exchange(stamp, writing, Ordering::Relaxed, Ordering::Relaxed)
+                .compare_exchange(stamp, writing, Ordering::Acquire, Ordering::Relaxed)
                 .is_ok();
         if !claimed {
             slot.skipped.fetch_max(position.wrapping_add(1), Ordering::Release);
