@@ -440,6 +440,7 @@ impl InsertError {
 }
 
 /// The root in memory; `R` holds the records, oldest first.
+#[derive(Debug)]
 pub struct Root<R> {
     /// The header.
     pub header: RootHeader,
