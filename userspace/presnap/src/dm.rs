@@ -30,14 +30,28 @@ pub(crate) fn dmsetup(args: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).trim().to_string())
 }
 
-/// The last lines that device-mapper wrote to the kernel log: the only place where a refused table says why.
-pub(crate) fn kernel_words() -> Option<String> {
+/// Adds to an error what the kernel log says about it: dmsetup itself knows no more than an error number.
+pub(crate) fn with_kernel_words(error: anyhow::Error) -> anyhow::Error {
+    match kernel_words() {
+        Some(words) => error.context(words),
+        None => error,
+    }
+}
+
+/// What presnap, or device-mapper about presnap, wrote to the kernel log in the last seconds.
+fn kernel_words() -> Option<String> {
     let out = Command::new("dmesg").output().ok()?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    let lines: Vec<&str> = text.lines().filter(|l| l.contains("device-mapper")).collect();
-    let last = lines.iter().rev().find(|l| l.contains("presnap"))?;
-    let at = last.find("device-mapper")?;
-    Some(last[at..].to_string())
+    let line = text.lines().rev().find(|l| l.contains("presnap"))?;
+    recent_words(line, presnap_blockio::monotonic_ns())
+}
+
+/// The words of a line like `[  12.345678] presnap: data: only the oldest snapshot can be deleted`, if it is recent.
+fn recent_words(line: &str, now_ns: u64) -> Option<String> {
+    let (time, words) = line.trim_start().strip_prefix('[')?.split_once(']')?;
+    let seconds: f64 = time.trim().parse().ok()?;
+    let age = now_ns as f64 / 1e9 - seconds;
+    (age < 3.0).then(|| words.trim().to_string())
 }
 
 /// A presnap device.
@@ -135,7 +149,7 @@ impl Dm {
     pub(crate) fn message(&self, words: &[&str]) -> Result<String> {
         let mut args = vec!["message", self.name.as_str(), "0"];
         args.extend(words);
-        dmsetup(&args)
+        dmsetup(&args).map_err(with_kernel_words)
     }
 
     /// Reads the table; refuses what is no presnap device.
@@ -241,6 +255,15 @@ mod tests {
         {
             assert!(parse_status(bad).is_none(), "{bad}");
         }
+    }
+
+    #[test]
+    fn kernel_log_lines() {
+        let now = 100_000_000_000;
+        let words = |l| recent_words(l, now);
+        assert_eq!(words("[   99.5] dm_presnap: p: busy"), Some("dm_presnap: p: busy".into()));
+        assert_eq!(words("[   90.5] dm_presnap: p: busy"), None);
+        assert_eq!(words("no time"), None);
     }
 
     #[test]

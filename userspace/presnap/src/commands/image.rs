@@ -52,10 +52,7 @@ pub(crate) fn create(dm: &Dm, id: u32, name: &str) -> Result<()> {
     let number = sysfs::read(&block.join("dev"))?;
     let table = format!("0 {sectors} presnap-image {number} {id}");
     let result = dmsetup(&["create", name, "--readonly", "--table", &table]);
-    result.map_err(|e| match dm::kernel_words() {
-        Some(words) => e.context(format!("the kernel says: {words}")),
-        None => e,
-    })?;
+    result.map_err(dm::with_kernel_words)?;
     Ok(())
 }
 

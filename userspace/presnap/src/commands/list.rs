@@ -74,7 +74,7 @@ impl Args {
                 let text = dm.message(&["list"])?;
                 let parse = |l| Entry::parse(l).with_context(|| format!("cannot understand: {l}"));
                 text.lines()
-                    .filter(|l| !l.trim().is_empty())
+                    .filter(|l| !["", "-"].contains(&l.trim()))
                     .map(parse)
                     .collect::<Result<Vec<_>>>()?
             }

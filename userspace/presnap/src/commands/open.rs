@@ -107,10 +107,7 @@ impl OpenArgs {
             bail!("there is a device-mapper device {} already", self.name);
         }
         let create = dmsetup(&["create", &self.name, "--uuid", &uuid, "--table", &table]);
-        create.map_err(|e| match dm::kernel_words() {
-            Some(words) => e.context(format!("the kernel says: {words}")),
-            None => e,
-        })?;
+        create.map_err(dm::with_kernel_words)?;
         println!("/dev/mapper/{}", self.name);
         Ok(())
     }

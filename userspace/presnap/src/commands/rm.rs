@@ -2,8 +2,12 @@
 
 //! `presnap rm`: deletes snapshots.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 
+use super::snapshot::State;
+use crate::output::Progress;
 use crate::source::Source;
 
 /// Delete snapshots; the space they took is free again
@@ -27,13 +31,16 @@ impl Args {
         self.ids.sort_unstable();
         self.ids.dedup();
         for id in self.ids {
-            let words = dm.message(&["delete", &id.to_string()]).with_context(|| {
-                let list = dm.message(&["list"]).unwrap_or_default();
-                let oldest = list.lines().next().and_then(|l| l.split(' ').next()).unwrap_or("none");
-                format!("cannot delete snapshot {id} (only the oldest can be, which is {oldest}; not while it is sent or viewed)")
-            })?;
-            if !words.is_empty() {
-                println!("{words}");
+            dm.message(&["delete", &id.to_string()])
+                .with_context(|| format!("cannot delete snapshot {id}"))?;
+            // It is deleted in the background; the next one is the oldest only once it is gone.
+            let mut progress = Progress::new(false);
+            while State::ask(&dm, id)?.state != "unknown" {
+                progress.show(|| format!("deleting snapshot {id}"));
+                let pause = progress.elapsed() / 4;
+                std::thread::sleep(
+                    pause.clamp(Duration::from_millis(5), Duration::from_millis(500)),
+                );
             }
         }
         Ok(())

@@ -70,22 +70,22 @@ impl State {
     }
 
     fn parse(text: &str, id: u32) -> Option<Self> {
-        let mut words = text.split_whitespace();
-        if words.next()?.parse() != Ok(id) {
+        let (number, rest) = text.trim().split_once(' ')?;
+        if number.parse() != Ok(id) {
             return None;
         }
-        let (state, reason) = match words.next()?.split_once(':') {
-            Some((state, reason)) => (state, Some(reason.to_string())),
-            None => (text.split_whitespace().nth(1)?, None),
-        };
+        if let Some(reason) = rest.strip_prefix("dropped:") {
+            let reason = Some(reason.trim().to_string());
+            return Some(Self { state: "dropped".into(), reason, values: Map::new() });
+        }
+        let mut words = rest.split_whitespace();
+        let state = words.next()?.to_string();
         let mut values = Map::new();
-        for word in words {
-            // A reason of several words, or a key.
-            let Some((key, value)) = word.split_once('=') else { continue };
+        for (key, value) in words.filter_map(|w| w.split_once('=')) {
             let value = value.parse::<u64>().map_or_else(|_| Value::from(value), Value::from);
             values.insert(key.into(), value);
         }
-        Some(Self { state: state.into(), reason, values })
+        Some(Self { state, reason: None, values })
     }
 
     fn get(&self, key: &str) -> u64 {
@@ -136,13 +136,7 @@ impl Args {
             words.extend(["freeze_budget".into(), budget.clone()]);
         }
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let answer = dm.message(&words).map_err(|e| {
-            if format!("{e:#}").contains("busy") {
-                e.context("a snapshot of this device is still under way")
-            } else {
-                e.context("the snapshot was refused")
-            }
-        })?;
+        let answer = dm.message(&words).context("the snapshot was refused")?;
         let id = answer.split_whitespace().next().and_then(|w| w.parse::<u32>().ok());
         let id = id.with_context(|| format!("the device answered no id: {answer:?}"))?;
         if self.no_wait {
@@ -175,7 +169,7 @@ impl Args {
                 "sealed" => return Ok(state),
                 "dropped" => {
                     let reason = state.reason.unwrap_or_else(|| "no reason given".into());
-                    bail!("snapshot {id} was dropped: {}", reason.replace('_', " "));
+                    bail!("snapshot {id} was dropped: {}", explain(&reason));
                 }
                 "unknown" => bail!("snapshot {id} is gone"),
                 _ => {}
@@ -194,6 +188,17 @@ impl Args {
     }
 }
 
+/// Words for the reasons of a drop.
+fn explain(reason: &str) -> &str {
+    match reason {
+        "overflow" => "the region was full (see `presnap list`; `presnap rm` makes room)",
+        "io-error" => "the region or the origin gave an I/O error (see the kernel log)",
+        "aborted" => "it was aborted",
+        "closed" => "the device was closed",
+        other => other,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,8 +208,8 @@ mod tests {
         let s = State::parse("7 sealed freeze_us=12 delta_blocks=5 kind=x", 7).expect("good");
         assert_eq!((s.state.as_str(), s.get("freeze_us"), s.get("nothing")), ("sealed", 12, 0));
         assert_eq!(s.values.get("kind"), Some(&Value::from("x")));
-        let s = State::parse("7 dropped:region_full", 7).expect("good");
-        assert_eq!((s.state.as_str(), s.reason.as_deref()), ("dropped", Some("region_full")));
+        let s = State::parse("7 dropped:region full", 7).expect("good");
+        assert_eq!((s.state.as_str(), s.reason.as_deref()), ("dropped", Some("region full")));
         for bad in ["", "7", "8 sealed", "x sealed"] {
             assert_eq!(State::parse(bad, 7), None, "{bad}");
         }
