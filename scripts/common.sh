@@ -52,3 +52,23 @@ link() {
 	ln -sfn "$2" "$PRESNAP_CACHE/.$1.$$"
 	mv -fT "$PRESNAP_CACHE/.$1.$$" "$PRESNAP_CACHE/$1"
 }
+
+# remove PATH...: rm -rf that never follows a mount. A half-made root may have the host's /dev, /proc or /sys
+# mounted in it, if what made it was killed.
+remove() {
+	local p
+	for p in "$@"; do
+		[ -e "$p" ] || [ -L "$p" ] || continue
+		if [ ! -L "$p" ]; then
+			p=$(realpath "$p")
+			case $p in
+			"$PRESNAP_CACHE"/?* | "$PRESNAP_TOP"/build/?*) ;;
+			*) die "will not remove $p: it is neither in the cache nor in build/" ;;
+			esac
+			if awk -v p="$p" '$5 == p || index($5, p "/") == 1 {found = 1} END {exit !found}' /proc/self/mountinfo; then
+				die "will not remove $p: something is mounted in it" "see: grep '$p' /proc/self/mountinfo"
+			fi
+		fi
+		rm -rf --one-file-system "$p"
+	done
+}
