@@ -314,7 +314,7 @@ impl Worker {
             }
         }
         if ctx.scope_image && ctx.time_to_t0_ns.is_some_and(|t| t <= policy::CLEAN_WINDOW_NS) {
-            let mut cursor = 0;
+            let (mut cursor, mut started) = (0, false);
             let mut areas = [0u64; 64];
             // First what streams are about to reach, then what is remembered.
             let mut n = stage.predictor.ahead(now, AFTER_NS, &mut stage.ahead);
@@ -344,10 +344,12 @@ impl Worker {
                         stage.push(Candidate { value, area, decision, score: p_after });
                     }
                 }
-                n = stage.predictor.iter_active(&mut cursor, &mut areas);
-                if n == 0 || stage.len >= CANDIDATES {
+                // The cursor is 0 before the first call and after the last.
+                if (started && cursor == 0) || stage.len >= CANDIDATES {
                     break;
                 }
+                started = true;
+                n = stage.predictor.iter_active(&mut cursor, &mut areas);
             }
         }
         if let Some(candidates) = stage.candidates.get_mut(..stage.len) {
