@@ -164,6 +164,7 @@ fn run(args: Args) -> Result<bool> {
         run,
         threads: threads as u64,
         discard,
+        no_discard: AtomicBool::new(false),
         zeroout,
         pause: Duration::from_micros(args.pause_us),
         stop: AtomicBool::new(false),

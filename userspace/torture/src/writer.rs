@@ -13,6 +13,8 @@ use crate::history::{History, Kind};
 use crate::rng::Rng;
 use crate::sector::{fill, inspect, Seen, SECTOR};
 
+/// "Operation not supported", as Linux numbers it nearly everywhere.
+const EOPNOTSUPP: i32 = 95;
 /// Sectors of a page.
 const PAGE: u64 = 8;
 /// A sector whose content the thread does not know for sure.
@@ -36,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) run: u64,
     pub(crate) threads: u64,
     pub(crate) discard: Discard,
+    /// The device has refused a discard as unsupported.
+    pub(crate) no_discard: AtomicBool,
     pub(crate) zeroout: bool,
     pub(crate) pause: Duration,
     pub(crate) stop: AtomicBool,
@@ -326,6 +330,9 @@ impl<'a> Writer<'a> {
             Discard::Maybe => Kind::MaybeZero,
             Discard::None => return self.write_own(),
         };
+        if self.s.no_discard.load(Ordering::Relaxed) {
+            return self.write_own();
+        }
         self.end_epoch();
         let (offset, n) = self.place();
         // Whole pages: smaller discards are often dropped by devices, which the history could not tell.
@@ -344,6 +351,10 @@ impl<'a> Writer<'a> {
                 } else {
                     UNKNOWN
                 }
+            }
+            Err(e) if e.raw_os_error() == Some(EOPNOTSUPP) => {
+                self.s.no_discard.store(true, Ordering::Relaxed);
+                UNKNOWN
             }
             Err(e) => {
                 self.note("discard", sector, n, &e);
