@@ -15,7 +15,7 @@ use kernel::prelude::*;
 use kernel::sync::Arc;
 use presnap_abi::bio::{Op, Status};
 use presnap_abi::dm::{
-    self, Args, Constructor, Disposition, EndedBio, MapBio, StatusKind, Text,
+    self, Args, Constructor, DeviceNumber, Disposition, EndedBio, MapBio, StatusKind, Text,
 };
 use presnap_engine::geometry::{blocks_touched, BLOCK_SECTORS, BLOCK_SECTORS_SHIFT};
 use presnap_engine::region::Scope;
@@ -25,8 +25,8 @@ use presnap_engine::table::parse_number;
 pub(crate) struct Image {
     device: Arc<Device>,
     id: u32,
-    /// The presnap device: it must stay as long as the view.
-    presnap: dm::Device,
+    /// The presnap device, for the table.
+    presnap: DeviceNumber,
     origin: dm::Device,
     region: dm::Device,
     sectors: u64,
@@ -99,10 +99,12 @@ impl dm::Target for Image {
             ctor.error(c"Invalid snapshot id");
             return Err(EINVAL);
         };
-        let presnap = ctor.device(args, 0, false).inspect_err(|_| {
+        // Not opened: that would claim it, and it may be mounted. What a view needs to outlive it
+        // are origin and region.
+        let presnap = ctor.device_number(args, 0).inspect_err(|_| {
             ctor.error(c"Cannot get presnap device");
         })?;
-        let Some(device) = registry::find(presnap.block().number()) else {
+        let Some(device) = registry::find(presnap) else {
             ctor.error(c"Not a presnap device");
             return Err(ENODEV);
         };
@@ -180,11 +182,11 @@ impl dm::Target for Image {
     fn status(&self, kind: StatusKind, out: &mut Text<'_>) {
         let _ = match kind {
             StatusKind::Info => write!(out, "{}", if self.live() { "ro" } else { "Invalid" }),
-            StatusKind::Table => write!(out, "{} {}", self.presnap.block().number(), self.id),
+            StatusKind::Table => write!(out, "{} {}", self.presnap, self.id),
             StatusKind::Ima => write!(
                 out,
                 "target_name=presnap-image,target_version=1.0.0,presnap_name={},id={};",
-                self.presnap.block().number(),
+                self.presnap,
                 self.id
             ),
         };

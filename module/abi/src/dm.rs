@@ -209,6 +209,17 @@ impl Constructor<'_> {
         self.open(path, writable)
     }
 
+    /// The number of the device called `word` i of `args` (path or `major:minor`), not opened.
+    pub fn device_number(&self, args: Args<'_>, i: usize) -> Result<DeviceNumber> {
+        let path = args.c_str(i).ok_or(EINVAL)?;
+        let mut number = 0;
+        // SAFETY: A C string and a place for the result.
+        kernel::error::to_result(unsafe {
+            bindings::dm_devt_from_path(path.as_char_ptr(), &mut number)
+        })?;
+        Ok(DeviceNumber(number))
+    }
+
     /// Opens the device with this number.
     pub fn device_by_number(&mut self, number: DeviceNumber, writable: bool) -> Result<Device> {
         use fmt::Write;

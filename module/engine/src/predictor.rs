@@ -18,8 +18,8 @@ use core::ops::{Deref, DerefMut};
 /// Areas that are remembered unless the caller has a reason for another number: 3.5 MiB, for 4 GiB of
 /// active areas. The trainer uses the same, so that features are the same.
 pub const DEFAULT_AREAS: usize = 65_536;
-/// Stream heads that are remembered, likewise: 400 KiB.
-pub const DEFAULT_STREAM_HEADS: usize = 64 + 8192;
+/// Stream heads that are remembered, likewise: 200 KiB.
+pub const DEFAULT_STREAM_HEADS: usize = 4096;
 
 /// Who predicts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -29,8 +29,12 @@ impl Worker {
                 let left = t0_ns.saturating_sub(monotonic_ns()) / 1000;
                 tick_us.min(u32::try_from(left).unwrap_or(u32::MAX)).max(1)
             }
-            // Shorter than a tick of the kernel: the budget is met by the copies' ends.
-            _ => 1,
+            Phase::FinalCopy { until_ns: Some(until) } => {
+                let left = until.saturating_sub(monotonic_ns()) / 1000;
+                u32::try_from(left).unwrap_or(u32::MAX).clamp(1, 10_000)
+            }
+            // Whoever it waits for wakes it; this is for what nobody foresaw.
+            _ => 10_000,
         }
     }
 
