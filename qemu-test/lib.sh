@@ -19,6 +19,14 @@ note() { echo "-- $*"; }
 # eq GOT WANT WHAT
 eq() { [ "$1" = "$2" ] || die "$3: got '$1', want '$2'"; }
 
+# log_mark: marks the kernel's log; log_since shows what it has said since the last mark.
+_mark=0
+log_mark() {
+	_mark=$((_mark + 1))
+	echo "<7>presnap-mark-$_mark-" >/dev/kmsg
+}
+log_since() { dmesg | sed "1,/presnap-mark-$_mark-/d"; }
+
 # expect_fail [-m TEXT] COMMAND...: the command must fail; with -m its output or the kernel's log must contain TEXT.
 expect_fail() {
 	_text=''
@@ -26,11 +34,12 @@ expect_fail() {
 		_text=$2
 		shift 2
 	fi
-	_log=$(dmesg | wc -l)
+	log_mark
 	if _said=$("$@" 2>&1); then die "should have failed: $*"; fi
 	[ -n "$_text" ] || return 0
+	case $_said in *"$_text"*) return 0 ;; esac
 	_said="$_said
-$(dmesg | tail -n +"$((_log + 1))")"
+$(log_since)"
 	case $_said in
 	*"$_text"*) ;;
 	*) die "failed, but without the words '$_text': $*
@@ -57,7 +66,7 @@ load() {
 sectors() { blockdev --getsz "$1"; }
 
 # serial_disk SERIAL: the NVMe disk with that serial
-serial_disk() { readlink -f "/dev/presnap/$1"; }
+serial_disk() { readlink -f "/presnap/disk/$1"; }
 
 # null_blk NAME MEGABYTES [COMPLETION_NSEC]: a memory-backed disk /dev/NAME; with a time each I/O takes so long.
 null_blk() {

@@ -144,7 +144,7 @@ fn the_blobs_of_the_scenarios_are_those_of_the_engine() {
         ("linear.answers".into(), linear_answers),
     ];
     for (name, words, blob) in bad {
-        let error = Model::parse(&blob[..]).err().expect(name).to_string();
+        let error = Model::parse(&blob[..]).expect_err(name).to_string();
         assert!(error.contains(words), "{name}: {error}");
         list += &format!("bad-{name}.psm {words}\n");
         files.push((format!("bad-{name}.psm"), blob));
