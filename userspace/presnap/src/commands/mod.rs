@@ -18,3 +18,4 @@ pub(crate) mod show;
 pub(crate) mod snapshot;
 pub(crate) mod status;
 pub(crate) mod trace;
+pub(crate) mod train;

@@ -4,7 +4,7 @@
 
 mod convert;
 mod info;
-mod record;
+pub(crate) mod record;
 mod replay;
 
 use anyhow::Result;

@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Read, Seek, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -43,39 +43,51 @@ pub(crate) struct Args {
 impl Args {
     /// Records.
     pub(crate) fn run(self) -> Result<()> {
-        let (dm, table) = Source::live(&self.device)?;
-        let number = sysfs::read(&sysfs::block(&dm.kernel_name).join("dev"))?;
-        let path = std::env::var("PRESNAP_RECORDS").unwrap_or_else(|_| "/dev/presnap".into());
-        let mut input = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .with_context(|| format!("{path} (is the module loaded?)"))?;
-        writeln!(&input, "{number}")
-            .with_context(|| format!("{path}: {} is not known", dm.name))?;
-        let shown = self.output.display();
-        let file = File::create(&self.output).with_context(|| format!("--output {shown}"))?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let start_ns = presnap_blockio::monotonic_ns();
-        let header = TraceHeader {
-            flags: 0,
-            origin_sectors: table.sectors,
-            start_realtime_ns: now.as_nanos() as u64,
-            start_ns,
-        };
-        let stop = presnap_blockio::stop_on_signals();
-        let mut writer = Writer::new(BufWriter::new(file), header)?;
-        let until =
-            self.seconds.map(|s| Instant::now() + Duration::from_secs_f64(s.clamp(0.0, 1e9)));
-        let from_ns = if self.new_only { start_ns } else { 0 };
-        let lost = follow(&mut input, &mut writer, from_ns, stop, until)?;
-        let count = writer.finish().with_context(|| format!("--output {shown}"))?;
-        println!("{count} records in {shown}");
+        let seconds = self.seconds.map(|s| Duration::from_secs_f64(s.clamp(0.0, 1e9)));
+        let (count, lost) = record(&self.device, &self.output, seconds, self.new_only)?;
+        println!("{count} records in {}", self.output.display());
         if lost > 0 {
             eprintln!("presnap: {lost} records were lost: reading was too slow");
         }
         Ok(())
     }
+}
+
+/// Records a device into a file, for a time or until stopped; returns the number of records and of those lost.
+pub(crate) fn record(
+    device: &str,
+    output: &Path,
+    time: Option<Duration>,
+    new_only: bool,
+) -> Result<(u64, u64)> {
+    let (dm, table) = Source::live(device)?;
+    let number = sysfs::read(&sysfs::block(&dm.kernel_name).join("dev"))?;
+    let path = std::env::var("PRESNAP_RECORDS").unwrap_or_else(|_| "/dev/presnap".into());
+    let mut input = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("{path} (is the module loaded?)"))?;
+    // One write: the kernel takes the number whole.
+    input
+        .write_all(format!("{number}\n").as_bytes())
+        .with_context(|| format!("{path}: {} is not known", dm.name))?;
+    let shown = || format!("output {}", output.display());
+    let file = File::create(output).with_context(shown)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let start_ns = presnap_blockio::monotonic_ns();
+    let header = TraceHeader {
+        flags: 0,
+        origin_sectors: table.sectors,
+        start_realtime_ns: now.as_nanos() as u64,
+        start_ns,
+    };
+    let stop = presnap_blockio::stop_on_signals();
+    let mut writer = Writer::new(BufWriter::new(file), header)?;
+    let until = time.map(|t| Instant::now() + t);
+    let from_ns = if new_only { start_ns } else { 0 };
+    let lost = follow(&mut input, &mut writer, from_ns, stop, until)?;
+    Ok((writer.finish().with_context(shown)?, lost))
 }
 
 /// Copies records until told to stop; returns how many were lost.
