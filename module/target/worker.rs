@@ -22,12 +22,14 @@ use copy::Jobs;
 use drain::Drain;
 use guard::Parked;
 use index::IndexWriter;
+use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use presnap_abi::clock::monotonic_ns;
 use presnap_abi::io::Client;
 use presnap_abi::thread::{should_stop, Body};
 use presnap_engine::freeze::{DropReason, Event, Snapshot};
+use presnap_engine::pacer::Pacer;
 use presnap_engine::region::{Copy2, SnapshotRecord};
 use root::RootWriter;
 use seal::Manifest;
@@ -48,6 +50,8 @@ pub(crate) struct Worker {
     drain: Drain,
     manifest: Manifest,
     removal: remove::Removal,
+    /// How many background copies the foreground can bear.
+    pacer: Pacer,
     /// A pass did something, so that another may find more to do.
     progress: bool,
     /// First operation of the current generation.
@@ -83,8 +87,9 @@ impl Worker {
             drain: Drain::new()?,
             manifest: Manifest::new(&client, &dev.wake)?,
             removal: remove::Removal::new(),
+            pacer: Pacer::new(),
             progress: false,
-            op_first: dev.op.load(core::sync::atomic::Ordering::Relaxed).wrapping_add(1),
+            op_first: dev.op.load(Ordering::Relaxed).wrapping_add(1),
             base_id,
             mirrored_before: 0,
             stale_before: 0,
@@ -93,7 +98,9 @@ impl Worker {
 
     fn pass(&mut self) {
         let now = monotonic_ns();
-        self.reap_copies(now);
+        let ios = self.dev.op.load(Ordering::Relaxed);
+        self.pacer.earn(now, ios, self.dev.gate.in_flight() == 0);
+        self.reap_copies();
         self.reap_index();
         self.reap_root(now);
         self.reap_manifest(now);
@@ -156,7 +163,7 @@ impl Worker {
 
     fn pass_closing(&mut self) {
         let now = monotonic_ns();
-        self.reap_copies(now);
+        self.reap_copies();
         self.reap_index();
         self.reap_root(now);
         self.reap_manifest(now);

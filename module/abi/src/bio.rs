@@ -136,9 +136,12 @@ impl Bio {
         unsafe { bindings::presnap_bio_endio(raw.as_ptr(), status) };
     }
 
-    /// Submits it to the device it is aimed at.
+    /// Submits it to the device it is aimed at, from a thread that may wait for a free request.
     pub fn submit(self) {
         let raw = self.into_raw();
+        // SAFETY: We own the bio until it is submitted. Its submitter did not want to wait; this
+        // thread may, and an error would come too late for the submitter to try again.
+        unsafe { (*raw.as_ptr()).bi_opf &= !(1 << k::req_flag_bits___REQ_NOWAIT) };
         // SAFETY: We owned the bio and give it up; it is aimed at an open device.
         unsafe { k::submit_bio_noacct(raw.as_ptr()) };
     }

@@ -474,6 +474,8 @@ impl Registration {
         try_pin_init!(Self {
             inner <- Opaque::try_ffi_init(move |slot: *mut target_type| {
                 let tt = target_type {
+                    // `map` never waits, so a bio that must not wait is as good as any.
+                    features: bindings::DM_TARGET_NOWAIT.into(),
                     name: T::NAME.as_char_ptr(),
                     module: module.as_ptr().cast(),
                     version: T::VERSION,

@@ -23,6 +23,7 @@ pub mod knob;
 pub mod manifest;
 pub mod message;
 pub mod model;
+pub mod pacer;
 pub mod policy;
 pub mod predictor;
 pub mod rank;

@@ -100,6 +100,10 @@ pub(crate) struct Jobs {
     active: usize,
     /// Copies before T0 under way.
     pub(crate) staging: usize,
+    /// Copies under way that writers wait for.
+    pub(crate) guards: usize,
+    /// Copies under way by the drain.
+    pub(crate) drains: usize,
 }
 
 impl Jobs {
@@ -122,7 +126,7 @@ impl Jobs {
             };
             jobs.push(job, GFP_KERNEL)?;
         }
-        Ok(Self { jobs, active: 0, staging: 0 })
+        Ok(Self { jobs, active: 0, staging: 0, guards: 0, drains: 0 })
     }
 
     pub(crate) fn any_active(&self) -> bool {
@@ -132,6 +136,30 @@ impl Jobs {
     /// Whether a job other than a writer's may be started.
     pub(crate) fn room(&self) -> bool {
         self.active < JOBS.saturating_sub(JOBS_FOR_GUARD)
+    }
+
+    /// The counter of copies like this one.
+    fn counter(&mut self, purpose: Purpose) -> Option<&mut usize> {
+        match purpose {
+            Purpose::Stage { .. } | Purpose::StageClean => Some(&mut self.staging),
+            Purpose::Guard => Some(&mut self.guards),
+            Purpose::Drain => Some(&mut self.drains),
+            Purpose::Final | Purpose::Checksum => None,
+        }
+    }
+
+    fn begun(&mut self, purpose: Purpose) {
+        self.active = self.active.saturating_add(1);
+        if let Some(n) = self.counter(purpose) {
+            *n = n.saturating_add(1);
+        }
+    }
+
+    fn ended(&mut self, purpose: Purpose) {
+        self.active = self.active.saturating_sub(1);
+        if let Some(n) = self.counter(purpose) {
+            *n = n.saturating_sub(1);
+        }
     }
 
     /// Whether a copy of one of these blocks is under way.
@@ -172,6 +200,11 @@ impl Worker {
         if self.jobs.covers(start, len.into()) {
             return Err(NotStarted::Busy);
         }
+        // What the snapshot has must not be copied again: while it was, its slot would be gone with
+        // the bit still set, and a mirror might be writing to it.
+        if self.map_of(snapshot).any_set(start, len.into()) {
+            return Err(NotStarted::Busy);
+        }
         let mut stamps = [None; 2];
         if before_t0 {
             let (area, areas) = areas_of(start, len.into());
@@ -203,10 +236,7 @@ impl Worker {
             return Err(NotStarted::Busy);
         }
         job.state = State::Reading;
-        self.jobs.active = self.jobs.active.saturating_add(1);
-        if before_t0 {
-            self.jobs.staging = self.jobs.staging.saturating_add(1);
-        }
+        self.jobs.begun(purpose);
         Ok(len)
     }
 
@@ -234,7 +264,7 @@ impl Worker {
             return Err(NotStarted::Busy);
         }
         job.state = State::Reading;
-        self.jobs.active = self.jobs.active.saturating_add(1);
+        self.jobs.begun(Purpose::Checksum);
         Ok(())
     }
 
@@ -270,7 +300,10 @@ impl Worker {
     }
 
     /// Takes the results of copies.
-    pub(super) fn reap_copies(&mut self, now: u64) {
+    pub(super) fn reap_copies(&mut self) {
+        if self.jobs.active == 0 {
+            return;
+        }
         for number in 0..self.jobs.jobs.len() {
             let Some(job) = self.jobs.jobs.get_mut(number) else { break };
             match job.state {
@@ -296,7 +329,6 @@ impl Worker {
                 }
             }
         }
-        let _ = now;
     }
 
     fn read_ended(&mut self, number: usize, result: Result) {
@@ -475,10 +507,8 @@ impl Worker {
     fn finish(&mut self, number: usize) {
         if let Some(job) = self.jobs.jobs.get_mut(number) {
             job.state = State::Idle;
-            self.jobs.active = self.jobs.active.saturating_sub(1);
-            if matches!(job.purpose, Purpose::Stage { .. } | Purpose::StageClean) {
-                self.jobs.staging = self.jobs.staging.saturating_sub(1);
-            }
+            let purpose = job.purpose;
+            self.jobs.ended(purpose);
         }
         self.parked.retry = true;
     }

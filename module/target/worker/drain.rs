@@ -97,7 +97,8 @@ impl Worker {
         if self.snapshot.phase() != Phase::Draining {
             return;
         }
-        while self.jobs.room() {
+        // Writers that wait come first: their copies are the ones that the drain would make next.
+        while self.jobs.room() && self.jobs.guards == 0 && self.pacer.ready() {
             if self.drain.next >= self.drain.len {
                 if self.drain.scanned {
                     break;
@@ -147,7 +148,10 @@ impl Worker {
         for run in presnap_engine::chunker::chunks(mask, presnap_engine::fixed::Prob::ONE) {
             let start = (area << AREA_BLOCKS_SHIFT).saturating_add(run.0.into());
             match self.start_copy(Purpose::Drain, self.record.id, start, run.1.into()) {
-                Ok(_) => self.progress = true,
+                Ok(_) => {
+                    self.pacer.spend();
+                    self.progress = true;
+                }
                 // Covered by a guard's copy, or no job: `first_lacking` finds what is left.
                 Err(NotStarted::Busy) => {
                     if !self.jobs.room() {

@@ -15,6 +15,8 @@ use presnap_engine::region::{Scope, SnapshotRecord, SnapshotState, NO_SLOT};
 
 /// Sleep when nothing has to happen soon.
 const IDLE_SLEEP_US: u32 = 500_000;
+/// Sleep between background copies.
+const PACE_US: u32 = 500;
 
 impl Worker {
     /// How long the worker may sleep if nobody wakes it.
@@ -23,12 +25,13 @@ impl Worker {
             .saturating_mul(1000)
             .min(IDLE_SLEEP_US);
         match self.snapshot.phase() {
-            Phase::Idle if self.stage.has_candidates() => tick_us.min(4_000),
-            Phase::Idle => tick_us,
+            Phase::Idle => self.until_next_copy_us(self.stage.has_candidates(), tick_us),
             Phase::Pending { t0_ns } => {
                 let left = t0_ns.saturating_sub(monotonic_ns()) / 1000;
-                tick_us.min(u32::try_from(left).unwrap_or(u32::MAX)).max(1)
+                let left = u32::try_from(left).unwrap_or(u32::MAX).max(1);
+                self.until_next_copy_us(self.stage.has_candidates(), tick_us.min(left))
             }
+            Phase::Draining => self.until_next_copy_us(true, 10_000),
             Phase::FinalCopy { until_ns: Some(until) } => {
                 let left = until.saturating_sub(monotonic_ns()) / 1000;
                 u32::try_from(left).unwrap_or(u32::MAX).clamp(1, 10_000)
@@ -36,6 +39,15 @@ impl Worker {
             // Whoever it waits for wakes it; this is for what nobody foresaw.
             _ => 10_000,
         }
+    }
+
+    /// How long to sleep when background copies may be waiting for their pace.
+    fn until_next_copy_us(&self, waiting: bool, longest_us: u32) -> u32 {
+        if !waiting {
+            return longest_us;
+        }
+        // Short enough that what a busy foreground earns is spent in small pieces.
+        PACE_US.min(longest_us)
     }
 
     /// Takes what messages ask for.

@@ -181,6 +181,12 @@ impl Stage {
     }
 }
 
+/// The blocks of a chunk, a bit each.
+fn run_mask(run: (u8, u8)) -> u16 {
+    let ones = u16::MAX.checked_shr(u32::from(16u8.saturating_sub(run.1))).unwrap_or(0);
+    ones.checked_shl(run.0.into()).unwrap_or(0)
+}
+
 impl Worker {
     /// The decision's context: what is known of T0 and of the load.
     fn context(&self, now: u64) -> Context {
@@ -382,7 +388,8 @@ impl Worker {
         }
         while self.stage.next < self.stage.len
             && self.jobs.staging < COPIES_AT_ONCE
-            && self.jobs.room()
+            && self.jobs.guards == 0
+            && self.pacer.ready()
         {
             let Some(c) = self.stage.candidates.get(self.stage.next).copied() else { break };
             if self.dev.generations.staged().count() >= budget {
@@ -408,12 +415,16 @@ impl Worker {
             Decision::StageMirrored { .. } => Purpose::Stage { mirror: true },
             _ => Purpose::Stage { mirror: false },
         };
+        // The surer the score, the more exact the chunks: an unsure one covers the gaps between
+        // what was asked for, so that the copy is sequential.
+        let mask = chunker::chunks(mask, chunker::confidence(c.score))
+            .fold(0u16, |wide, run| wide | run_mask(run))
+            & if clean { !g.dirty().area_mask(c.area) } else { g.dirty().area_mask(c.area) }
+            // Never copy again what is staged: a mirror may be writing to its slot.
+            & !g.staged().area_mask(c.area);
         let id = self.coming_id();
         let blocks = self.dev.origin_blocks();
-        // Clean blocks between dirty ones cost a copy each and are worth none, unless their image
-        // is wanted: gaps are bridged for scope image only.
-        let confidence = if clean { chunker::confidence(c.score) } else { Prob::ONE };
-        for run in chunker::chunks(mask, confidence) {
+        for run in chunker::chunks(mask, Prob::ONE) {
             let start = (c.area << AREA_BLOCKS_SHIFT).saturating_add(run.0.into());
             let len = u32::from(run.1).min(blocks.saturating_sub(start) as u32);
             if len == 0 {
@@ -427,6 +438,7 @@ impl Worker {
             match self.start_copy(purpose, id, start, len) {
                 Ok(n) => {
                     self.stage.throttle.give_back(len.saturating_sub(n));
+                    self.pacer.spend();
                     self.progress = true;
                 }
                 Err(NotStarted::Busy) => self.stage.throttle.give_back(len),
