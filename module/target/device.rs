@@ -166,11 +166,36 @@ pub(crate) struct Request {
     pub(crate) budget: FreezeBudget,
 }
 
-/// A snapshot that was held against deletion.
+/// Who keeps a snapshot from being deleted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// Somebody who sent the message `hold`.
+    Message,
+    /// A view.
+    View,
+}
+
+/// A snapshot that is held against deletion, and how often by whom.
 #[derive(Clone, Copy)]
-pub(crate) struct Hold {
-    pub(crate) id: u32,
-    pub(crate) count: u32,
+struct Hold {
+    id: u32,
+    messages: u32,
+    views: u32,
+}
+
+impl Hold {
+    const NONE: Self = Self { id: 0, messages: 0, views: 0 };
+
+    fn count(&mut self, holder: Holder) -> &mut u32 {
+        match holder {
+            Holder::Message => &mut self.messages,
+            Holder::View => &mut self.views,
+        }
+    }
+
+    fn held(&self) -> bool {
+        self.messages > 0 || self.views > 0
+    }
 }
 
 /// How many dropped snapshots are remembered, so that `state` can say what became of them.
@@ -201,7 +226,7 @@ impl Control {
             delete: None,
             abort: false,
             dropped: [(0, None); DROPPED_KEPT],
-            holds: [Hold { id: 0, count: 0 }; HOLDS],
+            holds: [Hold::NONE; HOLDS],
         }
     }
 
@@ -220,31 +245,42 @@ impl Control {
 
     /// Whether a snapshot is held.
     pub(crate) fn held(&self, id: u32) -> bool {
-        self.holds.iter().any(|h| h.id == id && h.count > 0)
+        self.holds.iter().any(|h| h.id == id && h.held())
     }
 
-    /// Holds a snapshot; `false` if too many are held.
-    pub(crate) fn hold(&mut self, id: u32) -> bool {
+    /// Holds a snapshot that is not being deleted; `false` if it is, or if too many are held.
+    ///
+    /// The caller looks for the snapshot after that, and releases it again if there is none.
+    pub(crate) fn hold(&mut self, id: u32, holder: Holder) -> bool {
+        if self.delete == Some(id) {
+            return false;
+        }
         let place = self
             .holds
             .iter()
-            .position(|h| h.id == id && h.count > 0)
-            .or_else(|| self.holds.iter().position(|h| h.count == 0));
+            .position(|h| h.id == id && h.held())
+            .or_else(|| self.holds.iter().position(|h| !h.held()));
         match place.and_then(|i| self.holds.get_mut(i)) {
             Some(hold) => {
                 hold.id = id;
-                hold.count = hold.count.saturating_add(1);
+                let count = hold.count(holder);
+                *count = count.saturating_add(1);
                 true
             }
             None => false,
         }
     }
 
-    /// Releases a snapshot; `false` if it was not held.
-    pub(crate) fn release(&mut self, id: u32) -> bool {
-        match self.holds.iter_mut().find(|h| h.id == id && h.count > 0) {
+    /// Releases a snapshot; `false` if that holder did not hold it.
+    pub(crate) fn release(&mut self, id: u32, holder: Holder) -> bool {
+        let mine = |h: &&mut Hold| {
+            let count = if holder == Holder::View { h.views } else { h.messages };
+            h.id == id && count > 0
+        };
+        match self.holds.iter_mut().find(mine) {
             Some(hold) => {
-                hold.count = hold.count.saturating_sub(1);
+                let count = hold.count(holder);
+                *count = count.saturating_sub(1);
                 true
             }
             None => false,
@@ -293,6 +329,8 @@ pub(crate) struct Device {
     guard: AtomicU32,
     /// Number of the coming snapshot: changes with the generation.
     coming: AtomicU32,
+    /// The newest snapshot, sealed or not: what is guarded is preserved for it. 0 if there is none.
+    newest: AtomicU32,
     /// A write that cannot be guarded fails, instead of the snapshot.
     pub(crate) fail_writes: AtomicBool,
     /// Whether anything may be staged: writers need not look otherwise.
@@ -354,6 +392,7 @@ impl Device {
         let models = Models::new()?;
         let region_cached = parts.region.has_write_cache();
         let next_id = parts.root.header.next_snapshot;
+        let newest = parts.root.newest().map_or(0, |r| r.id);
         let last_op = parts.root.header.next_op.saturating_sub(1);
         let Parts { region_uuid, origin, region, layout, origin_sectors, slots, root, .. } = parts;
         let full_needed = parts.full_needed;
@@ -375,6 +414,7 @@ impl Device {
                 generations,
                 guard: AtomicU32::new(Guard::Off as u32),
                 coming: AtomicU32::new(next_id),
+                newest: AtomicU32::new(newest),
                 fail_writes: AtomicBool::new(false),
                 staging: AtomicBool::new(false),
                 ring,
@@ -448,6 +488,16 @@ impl Device {
     /// Whether a write waits for views' reads; it has to be tried again then.
     pub(crate) fn take_view_waited_for(&self) -> bool {
         self.view_waited_for.swap(false, Ordering::SeqCst)
+    }
+
+    /// The newest snapshot, sealed or not; 0 if there is none.
+    pub(crate) fn newest(&self) -> u32 {
+        self.newest.load(Ordering::Acquire)
+    }
+
+    /// Changes it, together with what `Generations::preserved` stands for.
+    pub(crate) fn set_newest(&self, id: u32) {
+        self.newest.store(id, Ordering::Release);
     }
 
     /// Something happened that a human, or whoever acts for one, should look at.

@@ -6,7 +6,7 @@
 //! be overtaken by a writer whose block has been preserved meanwhile: the read is announced before
 //! its place is looked up, and writers wait for announced reads of their areas (design, section 8.5).
 
-use crate::device::Device;
+use crate::device::{Device, Holder};
 use crate::registry;
 use crate::route::{areas_of, LONGEST_SECTORS};
 use core::fmt::Write;
@@ -27,11 +27,36 @@ pub(crate) struct Image {
     id: u32,
     /// The presnap device, for the table.
     presnap: DeviceNumber,
+    _views: Counted,
+    _held: Held,
     origin: dm::Device,
     region: dm::Device,
     sectors: u64,
     /// How often images had been lost when the view was made.
     images_lost: u64,
+}
+
+/// The hold of a view on its snapshot.
+struct Held {
+    device: Arc<Device>,
+    id: u32,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.device.control.lock().release(self.id, Holder::View);
+    }
+}
+
+/// A view counted in `Device::views`.
+struct Counted {
+    device: Arc<Device>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.device.views.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// Whether it is read from the origin; if so, the areas.
@@ -49,7 +74,18 @@ impl Image {
         let first = offset >> BLOCK_SECTORS_SHIFT;
         let within = (offset % u64::from(BLOCK_SECTORS)) as u32;
         let slots = self.device.slots.lock();
-        let find = |block| slots.lookup_at_or_after(self.id, block).map(|(_, slot)| slot);
+        let g = &self.device.generations;
+        // In this order: `newest` is at least that of `coming`.
+        let coming = self.device.coming();
+        let newest = self.device.newest();
+        // An entry may be in the table before its data is on the region. Of the newest snapshot's,
+        // the bitmap says so; what is staged for the coming one is not part of the chain yet; all
+        // older ones are whole. The origin still has what is not preserved.
+        let find = |block| {
+            let (snapshot, slot) = slots.lookup_at_or_after(self.id, block)?;
+            let whole = snapshot < newest || g.preserved().test(block);
+            (snapshot < coming && whole).then_some(slot)
+        };
         let start = find(first);
         let mut length = BLOCK_SECTORS.saturating_sub(within);
         let mut block = first;
@@ -113,6 +149,13 @@ impl dm::Target for Image {
             ctor.error(c"The image is smaller than the target");
             return Err(EINVAL);
         }
+        // Held before it is looked for, so that it cannot be deleted in between.
+        if !device.control.lock().hold(id, Holder::View) {
+            ctor.error(c"The snapshot is being deleted, or too many are held");
+            return Err(EBUSY);
+        }
+        let held = Held { device, id };
+        let device = &held.device;
         let scope = device.root.lock().find(id).map(|r| r.scope);
         match scope {
             Some(Scope::Image) => {}
@@ -131,15 +174,13 @@ impl dm::Target for Image {
         let region = ctor.device_by_number(device.region.number(), false).inspect_err(|_| {
             ctor.error(c"Cannot get region device");
         })?;
-        if !device.control.lock().hold(id) {
-            ctor.error(c"Too many snapshots are held");
-            return Err(EBUSY);
-        }
         let images_lost = device.images_lost.load(Ordering::Acquire);
+        let device = device.clone();
         // Counted before the first read: a writer that does not see the view finds its reads.
         device.views.fetch_add(1, Ordering::SeqCst);
+        let views = Counted { device: device.clone() };
         Ok(KBox::new(
-            Self { device, id, presnap, origin, region, sectors, images_lost },
+            Self { device, id, presnap, _views: views, _held: held, origin, region, sectors, images_lost },
             GFP_KERNEL,
         )?)
     }
@@ -194,12 +235,5 @@ impl dm::Target for Image {
 
     fn devices(&self, f: &mut dyn FnMut(&dm::Device, u64, u64) -> i32) -> i32 {
         f(&self.origin, 0, self.sectors)
-    }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        self.device.views.fetch_sub(1, Ordering::SeqCst);
-        self.device.control.lock().release(self.id);
     }
 }

@@ -2,7 +2,7 @@
 
 //! Messages: what `dmsetup message` can ask of a device.
 
-use crate::device::{Device, Health, Request};
+use crate::device::{Device, Health, Holder, Request};
 use crate::presnap::Target;
 use core::fmt::Write;
 use core::sync::atomic::Ordering;
@@ -35,15 +35,16 @@ impl Target {
             Message::List => device.write_list(out).map_err(|_| ENOSPC),
             Message::Delete(id) => device.delete(id).map_err(|(why, e)| complain(why, e)),
             Message::Hold(id) => {
+                if !device.control.lock().hold(id, Holder::Message) {
+                    return Err(complain("it is being deleted, or too many are held", EBUSY));
+                }
                 if device.root.lock().find(id).is_none() {
+                    device.control.lock().release(id, Holder::Message);
                     return Err(complain("there is no such snapshot", ENOENT));
                 }
-                match device.control.lock().hold(id) {
-                    true => Ok(()),
-                    false => Err(complain("too many snapshots are held", EBUSY)),
-                }
+                Ok(())
             }
-            Message::Release(id) => match device.control.lock().release(id) {
+            Message::Release(id) => match device.control.lock().release(id, Holder::Message) {
                 true => Ok(()),
                 false => Err(complain("the snapshot is not held", ENOENT)),
             },

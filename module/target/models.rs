@@ -136,8 +136,11 @@ impl Models {
     }
 
     /// Evaluates feature vectors by the model in use; [`Models::answers`] has the results.
-    pub(crate) fn evaluate(&mut self, offset: u64, data: &[u8]) -> Result {
-        if offset % VECTOR_BYTES as u64 != 0 || data.len() % VECTOR_BYTES != 0 {
+    ///
+    /// Takes whole vectors only (sysfs cuts writes into pages, which are no multiple of them), and
+    /// returns how many bytes that were.
+    pub(crate) fn evaluate(&mut self, offset: u64, data: &[u8]) -> Result<usize> {
+        if offset % VECTOR_BYTES as u64 != 0 || data.len() < VECTOR_BYTES {
             return Err(EINVAL);
         }
         let Some(model) = self.current.as_ref() else { return Err(ENODATA) };
@@ -146,7 +149,7 @@ impl Models {
         }
         let first = usize::try_from(offset / VECTOR_BYTES as u64).map_err(|_| EFBIG)?;
         let places = self.answers.chunks_exact_mut(2).skip(first);
-        let mut done = first;
+        let mut done = 0usize;
         for (bytes, place) in data.chunks_exact(VECTOR_BYTES).zip(places) {
             let mut features = FeatureVector([0; FEATURES]);
             for (value, pair) in features.0.iter_mut().zip(bytes.chunks_exact(2)) {
@@ -155,11 +158,11 @@ impl Models {
             place.copy_from_slice(&model.infer(&features).0.to_le_bytes());
             done = done.saturating_add(1);
         }
-        if done.saturating_sub(first) * VECTOR_BYTES < data.len() {
+        if done == 0 {
             return Err(EFBIG);
         }
-        self.answered = done;
-        Ok(())
+        self.answered = first.saturating_add(done);
+        Ok(done.saturating_mul(VECTOR_BYTES))
     }
 
     /// The results of the last evaluation, from a byte offset on.

@@ -206,9 +206,9 @@ impl Files for ModelFiles {
         }
     }
 
-    fn write_binary(&self, index: usize, offset: u64, data: &[u8]) -> Result {
+    fn write_binary(&self, index: usize, offset: u64, data: &[u8]) -> Result<usize> {
         match index {
-            0 => self.0.models.lock().upload(offset, data),
+            0 => self.0.models.lock().upload(offset, data).map(|()| data.len()),
             5 => self.0.models.lock().evaluate(offset, data),
             _ => Err(EACCES),
         }

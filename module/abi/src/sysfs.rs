@@ -56,8 +56,8 @@ pub trait Files: Send + Sync + 'static {
         Err(EINVAL)
     }
 
-    /// Writes to a binary file.
-    fn write_binary(&self, index: usize, offset: u64, data: &[u8]) -> Result {
+    /// Writes to a binary file; returns how many bytes were taken, at least 1.
+    fn write_binary(&self, index: usize, offset: u64, data: &[u8]) -> Result<usize> {
         let _ = (index, offset, data);
         Err(EINVAL)
     }
@@ -273,7 +273,7 @@ unsafe extern "C" fn write_binary(
     // SAFETY: sysfs passes `count` readable bytes.
     let data = unsafe { core::slice::from_raw_parts(buf.cast::<u8>(), count) };
     match inner.files.write_binary(index_of(inner, attribute.cast()), offset as u64, data) {
-        Ok(()) => count as isize,
+        Ok(n) => n.min(count) as isize,
         Err(e) => e.to_errno() as isize,
     }
 }

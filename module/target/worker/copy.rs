@@ -175,11 +175,16 @@ impl Worker {
     }
 
     /// The bitmap that says which blocks a snapshot has.
+    ///
+    /// A guard's copy may end after the next T0: it belongs to the snapshot before then, and the
+    /// new one does not have the block.
     fn map_of(&self, snapshot: u32) -> &BlockMap {
         if snapshot == self.coming_id() {
             self.dev.generations.staged()
-        } else {
+        } else if snapshot == self.dev.newest() {
             self.dev.generations.preserved()
+        } else {
+            self.dev.generations.former()
         }
     }
 

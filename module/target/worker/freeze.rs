@@ -56,7 +56,7 @@ impl Worker {
             let mut control = self.dev.control.lock();
             let idle = self.snapshot.phase() == Phase::Idle;
             let request = if idle { control.request.take() } else { None };
-            let delete = if self.removal.pending() { None } else { control.delete.take() };
+            let delete = if self.removal.pending() { None } else { control.delete };
             (request, core::mem::take(&mut control.abort), delete)
         };
         if let Some(request) = request {
@@ -214,6 +214,7 @@ impl Worker {
 
         let image = self.record.scope == Scope::Image || self.dev.guard() == Guard::Image;
         self.dev.generations.switch();
+        self.dev.set_newest(id);
         self.dev.set_coming(id.wrapping_add(1));
         self.dev.root.lock().header.next_snapshot = id.wrapping_add(1);
         self.dev.set_guard(if image { Guard::Image } else { Guard::Delta });

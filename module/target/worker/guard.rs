@@ -70,7 +70,7 @@ impl Worker {
     fn preserve_for(&mut self, bio: Bio, offset: u64) {
         let (first, count) = blocks_touched(offset, bio.sectors());
         let end = first.saturating_add(count);
-        let owner = self.guard_owner();
+        let owner = self.dev.newest();
         let mut block = first;
         while block < end {
             if !self.dev.must_guard(block, 1) {
@@ -104,15 +104,6 @@ impl Worker {
             }
         }
         self.parked.bios.push(bio);
-    }
-
-    /// The snapshot that guards preserve for: the newest.
-    fn guard_owner(&self) -> u32 {
-        if self.snapshot.phase().after_t0() {
-            self.record.id
-        } else {
-            self.base_id
-        }
     }
 
     /// A guard found the region full. Makes room, or gives the snapshot up, so that the writer can

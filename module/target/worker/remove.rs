@@ -49,6 +49,8 @@ impl Worker {
     /// Deletes a sealed snapshot, the oldest.
     pub(super) fn start_removal(&mut self, id: u32) {
         let removed = self.dev.root.lock().remove(id).is_some();
+        // Until here nobody could take a hold: `Control::hold` looks at this.
+        self.dev.control.lock().delete = None;
         if !removed {
             return;
         }
@@ -109,6 +111,7 @@ impl Worker {
             image_is_live(&root)
         };
         self.dev.set_guard(if image { Guard::Image } else { Guard::Off });
+        self.dev.set_newest(self.base_id);
         self.op_first = self.record.op_first;
         if self.record.base_id == 0 && self.base_id != 0 {
             self.dev.full_needed.store(true, core::sync::atomic::Ordering::Relaxed);
