@@ -135,6 +135,7 @@ impl Generations {
 #[derive(Default)]
 pub(crate) struct Totals {
     pub(crate) predictions: AtomicU64,
+    pub(crate) predictions_right: AtomicU64,
     pub(crate) hits: AtomicU64,
     pub(crate) misses: AtomicU64,
     pub(crate) wasted: AtomicU64,

@@ -39,7 +39,7 @@ static MAIN: [File; MAIN_COUNT] = {
     files
 };
 
-static STATS: [File; 16] = [
+static STATS: [File; 17] = [
     File::ro(c"predictions"),
     File::ro(c"hits"),
     File::ro(c"misses"),
@@ -56,6 +56,7 @@ static STATS: [File; 16] = [
     File::ro(c"snapshots_dropped"),
     File::ro(c"io_errors"),
     File::ro(c"region_bytes"),
+    File::ro(c"predictions_right"),
 ];
 
 static MODEL: [File; 6] = [
@@ -161,6 +162,7 @@ impl Files for StatsFiles {
             &t.snapshots_dropped,
             &t.io_errors,
             &t.region_bytes,
+            &t.predictions_right,
         ];
         let value = counters.get(index).ok_or(EINVAL)?.load(Ordering::Relaxed);
         text(writeln!(out, "{value}"))

@@ -370,8 +370,10 @@ impl Worker {
         }
         // Index and data may be written at the same time: the entry has the data's checksum, so
         // one without the other is found out. With a volatile cache the entry's write is the
-        // barrier for the data, and has to come after it.
-        if purpose == Purpose::Guard && !self.dev.region_cached {
+        // barrier for the data, and has to come after it. A view must not find the entry before
+        // the data.
+        let views = self.dev.views.load(Ordering::SeqCst) > 0;
+        if purpose == Purpose::Guard && !self.dev.region_cached && !views {
             self.insert(number, true);
         }
         let Some(job) = self.jobs.jobs.get_mut(number) else { return };

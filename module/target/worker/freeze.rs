@@ -25,11 +25,11 @@ impl Worker {
             .saturating_mul(1000)
             .min(IDLE_SLEEP_US);
         match self.snapshot.phase() {
-            Phase::Idle => self.until_next_copy_us(self.stage.has_candidates(), tick_us),
+            Phase::Idle => self.until_next_copy_us(self.stage.unfinished(), tick_us),
             Phase::Pending { t0_ns } => {
                 let left = t0_ns.saturating_sub(monotonic_ns()) / 1000;
                 let left = u32::try_from(left).unwrap_or(u32::MAX).max(1);
-                self.until_next_copy_us(self.stage.has_candidates(), tick_us.min(left))
+                self.until_next_copy_us(self.stage.unfinished(), tick_us.min(left))
             }
             Phase::Draining => self.until_next_copy_us(true, 10_000),
             Phase::FinalCopy { until_ns: Some(until) } => {

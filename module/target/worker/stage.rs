@@ -29,16 +29,16 @@ use presnap_engine::trigger::{Trigger, TriggerConfig};
 /// Areas that the predictor remembers (4 MiB of memory), and streams.
 const AREAS: usize = 1 << 16;
 const STREAMS: usize = 1 << 12;
-/// Areas scored in a tick.
-const SCORED_PER_TICK: usize = 8192;
 /// Areas handed to the copier in a tick.
 const CANDIDATES: usize = 2048;
 /// Copies ahead of T0 at a time, so that a writer never queues behind many.
 const COPIES_AT_ONCE: usize = 8;
 /// The window after T0 in which a write counts as "soon".
 const AFTER_NS: u64 = 5_000_000_000;
-/// Records taken at once.
-const RECORDS: usize = 256;
+/// Records taken in one pass, and areas scored in one: small, because a kernel thread that does not
+/// sleep may keep others from the CPU until the next tick of the scheduler.
+const RECORDS: usize = 64;
+const SCORED_PER_PASS: usize = 32;
 /// Predictions waiting to be judged.
 const SAMPLES: usize = 512;
 
@@ -59,6 +59,17 @@ struct Sample {
     said: bool,
 }
 
+/// How far the scan of a tick has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scan {
+    /// Dirty areas are being scored.
+    Dirty,
+    /// Clean areas are being scored.
+    Clean,
+    /// The candidates are in order, and may be copied.
+    Done,
+}
+
 /// See the module.
 pub(crate) struct Stage {
     predictor: Predictor<KVVec<AreaState>, KVVec<StreamHead>>,
@@ -73,6 +84,14 @@ pub(crate) struct Stage {
     /// Dirty area from which the next tick goes on.
     cursor: u64,
     next_tick_ns: u64,
+    scan: Scan,
+    /// Where the walk over remembered areas goes on.
+    clean_cursor: usize,
+    clean_started: bool,
+    /// Areas scored so far.
+    scored: u64,
+    /// There is more to observe.
+    behind: bool,
     paused: bool,
     samples: KVVec<Sample>,
     sample_at: usize,
@@ -99,6 +118,11 @@ impl Stage {
             len: 0,
             cursor: 0,
             next_tick_ns: 0,
+            scan: Scan::Done,
+            clean_cursor: 0,
+            clean_started: false,
+            scored: 0,
+            behind: false,
             paused: false,
             samples: array_of(SAMPLES, Sample::default())?,
             sample_at: 0,
@@ -109,8 +133,40 @@ impl Stage {
     /// Starts no more copies.
     pub(super) fn pause(&mut self) {
         self.paused = true;
+        self.pause_prediction();
+    }
+
+    fn pause_prediction(&mut self) {
         self.len = 0;
         self.next = 0;
+        self.scan = Scan::Done;
+    }
+
+    fn begin_scan(&mut self) {
+        self.len = 0;
+        self.next = 0;
+        self.scan = Scan::Dirty;
+        self.clean_cursor = 0;
+        self.clean_started = false;
+    }
+
+    /// The next areas that may be worth a copy though they are clean: first those that streams
+    /// are about to reach, then those that are remembered.
+    fn next_clean(&mut self, now: u64, areas: &mut [u64; SCORED_PER_PASS]) -> usize {
+        if !self.clean_started {
+            self.clean_started = true;
+            let n = self.predictor.ahead(now, AFTER_NS, &mut self.ahead).min(areas.len());
+            for (place, ahead) in areas.iter_mut().zip(self.ahead.iter().take(n)) {
+                *place = ahead.area;
+            }
+            return n;
+        }
+        let n = self.predictor.iter_active(&mut self.clean_cursor, areas);
+        // The cursor is 0 again after the last.
+        if self.clean_cursor == 0 {
+            self.scan = Scan::Done;
+        }
+        n
     }
 
     /// Goes on, for the coming snapshot.
@@ -119,8 +175,9 @@ impl Stage {
         self.cursor = 0;
     }
 
-    pub(super) fn has_candidates(&self) -> bool {
-        self.next < self.len
+    /// Whether there is something to do before the next tick.
+    pub(super) fn unfinished(&self) -> bool {
+        self.behind || self.scan != Scan::Done || self.next < self.len
     }
 
     pub(super) fn note_snapshot(&mut self, t0_ns: u64) {
@@ -132,17 +189,13 @@ impl Stage {
         self.predictor.score_heuristic(PredictorKind::Ewma, area, now, AFTER_NS)
     }
 
-    /// Takes in what was recorded.
-    fn observe(&mut self, dev: &Device) {
-        for _ in 0..RECORDS {
-            let outcome = dev.ring.read(&mut self.ring_cursor, &mut self.records);
-            for record in self.records.iter().take(outcome.count) {
-                self.predictor.observe(record);
-            }
-            if outcome.count < RECORDS {
-                break;
-            }
+    /// Takes in some of what was recorded; whether there is more.
+    fn observe(&mut self, dev: &Device) -> bool {
+        let outcome = dev.ring.read(&mut self.ring_cursor, &mut self.records);
+        for record in self.records.iter().take(outcome.count) {
+            self.predictor.observe(record);
         }
+        outcome.count == RECORDS
     }
 
     fn push(&mut self, candidate: Candidate) {
@@ -168,7 +221,9 @@ impl Stage {
             // nothing.
             if last <= until_ms {
                 add(&dev.totals.predictions, 1);
-                let _ = last > made_ms && old.said;
+                if (last > made_ms) == old.said {
+                    add(&dev.totals.predictions_right, 1);
+                }
             }
         }
         *old = Sample {
@@ -246,27 +301,32 @@ impl Worker {
     /// Runs the predictor when its time has come, and feeds the copier.
     pub(super) fn run_stage(&mut self, now: u64) {
         let kind = self.dev.knobs.predictor();
-        if now >= self.stage.next_tick_ns {
+        if kind == PredictorKind::Off {
+            self.stage.pause_prediction();
+            self.stage.behind = false;
+            return;
+        }
+        let dev = self.dev.clone();
+        self.stage.behind = self.stage.observe(&dev);
+        let phase = self.snapshot.phase();
+        let before_t0 = matches!(phase, Phase::Idle | Phase::Pending { .. });
+        if !before_t0 || self.stage.paused || !self.healthy() {
+            self.stage.pause_prediction();
+            return;
+        }
+        if now >= self.stage.next_tick_ns && self.stage.scan == Scan::Done {
             self.stage.next_tick_ns = now.saturating_add(self.dev.knobs.ms_as_ns(Knob::TickMs));
-            if kind != PredictorKind::Off {
-                let dev = self.dev.clone();
-                self.stage.observe(&dev);
-                let active = self.stage.predictor.activity().count();
-                dev.areas_active.store(active as u64, Ordering::Relaxed);
-            }
-            let phase = self.snapshot.phase();
-            let before_t0 = matches!(phase, Phase::Idle | Phase::Pending { .. });
-            if kind != PredictorKind::Off && before_t0 && !self.stage.paused && self.healthy() {
-                self.predict(kind, now);
-            } else {
-                self.stage.len = 0;
-                self.stage.next = 0;
-            }
+            let active = self.stage.predictor.activity().count();
+            dev.areas_active.store(active as u64, Ordering::Relaxed);
+            self.stage.begin_scan();
+        }
+        if self.stage.scan != Scan::Done {
+            self.predict(kind, now);
         }
         self.issue_staging(now);
     }
 
-    /// Scores areas and picks those to copy.
+    /// Scores some areas, and when all have been, puts the candidates in order.
     fn predict(&mut self, kind: PredictorKind, now: u64) {
         let ctx = self.context(now);
         let horizon = ctx.horizon_before_ns().max(1);
@@ -274,25 +334,19 @@ impl Worker {
         let models = dev.models.lock();
         let model = models.model();
         let stage = &mut self.stage;
-        stage.len = 0;
-        stage.next = 0;
         let g = &dev.generations;
-        let mut scored = 0;
-        let mut wrapped = stage.cursor == 0;
-        let started_at = stage.cursor;
-        while scored < SCORED_PER_TICK && stage.len < CANDIDATES {
-            let Some(area) = g.dirty().next_area(stage.cursor) else {
-                if wrapped {
+        let mut looked = 0;
+        while stage.scan == Scan::Dirty && looked < SCORED_PER_PASS {
+            let found = g.dirty().next_area(stage.cursor);
+            let Some(area) = found.filter(|_| stage.len < CANDIDATES) else {
+                // The next scan begins where this one had to stop.
+                if found.is_none() {
                     stage.cursor = 0;
-                    break;
                 }
-                wrapped = true;
-                stage.cursor = 0;
-                continue;
-            };
-            if wrapped && started_at != 0 && area >= started_at {
+                stage.scan = Scan::Clean;
                 break;
-            }
+            };
+            looked = looked.saturating_add(1);
             stage.cursor = area.saturating_add(1);
             let view = AreaView {
                 dirty: g.dirty().area_mask(area),
@@ -303,14 +357,14 @@ impl Worker {
             if view.unstaged() == 0 {
                 continue;
             }
-            scored = scored.saturating_add(1);
             let p_before = stage.predictor.score(kind, model, area, now, horizon);
             let p_after = if ctx.scope_image {
                 stage.predictor.score(kind, model, area, now, AFTER_NS)
             } else {
                 p_before
             };
-            if scored % 64 == 1 {
+            stage.scored = stage.scored.wrapping_add(1);
+            if stage.scored % 64 == 1 {
                 stage.sample(&dev, now, area, p_before, horizon);
             }
             let ranked = policy::decide(&view, p_before, p_after, &ctx);
@@ -319,47 +373,44 @@ impl Worker {
                 stage.push(Candidate { value, area, decision, score: p_before });
             }
         }
-        if ctx.scope_image && ctx.time_to_t0_ns.is_some_and(|t| t <= policy::CLEAN_WINDOW_NS) {
-            let (mut cursor, mut started) = (0, false);
-            let mut areas = [0u64; 64];
-            // First what streams are about to reach, then what is remembered.
-            let mut n = stage.predictor.ahead(now, AFTER_NS, &mut stage.ahead);
-            for (place, ahead) in areas.iter_mut().zip(stage.ahead.iter().take(n)) {
-                *place = ahead.area;
-            }
-            loop {
-                for area in areas.iter().copied().take(n) {
-                    if area >= g.dirty().areas() || stage.len >= CANDIDATES {
-                        continue;
-                    }
-                    let dirty = g.dirty().area_mask(area);
-                    let view = AreaView {
-                        dirty: 0,
-                        valid: g.staged().area_mask(area) | dirty,
-                        stale: 0,
-                        preserved_needed_clean: true,
-                    };
-                    if view.unstaged_clean() == 0 {
-                        continue;
-                    }
-                    let p_before = stage.predictor.score(kind, model, area, now, horizon);
-                    let p_after = stage.predictor.score(kind, model, area, now, AFTER_NS);
-                    let ranked = policy::decide(&view, p_before, p_after, &ctx);
-                    if ranked.decision != Decision::None {
-                        let (value, decision) = (ranked.value, ranked.decision);
-                        stage.push(Candidate { value, area, decision, score: p_after });
-                    }
-                }
-                // The cursor is 0 before the first call and after the last.
-                if (started && cursor == 0) || stage.len >= CANDIDATES {
-                    break;
-                }
-                started = true;
-                n = stage.predictor.iter_active(&mut cursor, &mut areas);
-            }
+        if stage.scan == Scan::Dirty {
+            return;
         }
-        if let Some(candidates) = stage.candidates.get_mut(..stage.len) {
-            sort_descending(candidates, |c| c.value);
+        let clean = ctx.scope_image
+            && ctx.time_to_t0_ns.is_some_and(|t| t <= policy::CLEAN_WINDOW_NS)
+            && stage.len < CANDIDATES;
+        if clean {
+            let mut areas = [0u64; SCORED_PER_PASS];
+            let n = stage.next_clean(now, &mut areas);
+            for area in areas.iter().copied().take(n) {
+                if area >= g.dirty().areas() {
+                    continue;
+                }
+                let dirty = g.dirty().area_mask(area);
+                let view = AreaView {
+                    dirty: 0,
+                    valid: g.staged().area_mask(area) | dirty,
+                    stale: 0,
+                    preserved_needed_clean: true,
+                };
+                if view.unstaged_clean() == 0 {
+                    continue;
+                }
+                let p_before = stage.predictor.score(kind, model, area, now, horizon);
+                let p_after = stage.predictor.score(kind, model, area, now, AFTER_NS);
+                let ranked = policy::decide(&view, p_before, p_after, &ctx);
+                if ranked.decision != Decision::None {
+                    let (value, decision) = (ranked.value, ranked.decision);
+                    stage.push(Candidate { value, area, decision, score: p_after });
+                }
+            }
+        } else {
+            stage.scan = Scan::Done;
+        }
+        if stage.scan == Scan::Done {
+            if let Some(candidates) = stage.candidates.get_mut(..stage.len) {
+                sort_descending(candidates, |c| c.value);
+            }
         }
     }
 
@@ -372,6 +423,9 @@ impl Worker {
         if self.stage.throttle.config().blocks_per_s != per_s {
             let config = ThrottleConfig { blocks_per_s: per_s, ..ThrottleConfig::default() };
             self.stage.throttle.configure(config);
+        }
+        if self.stage.scan != Scan::Done {
+            return;
         }
         let foreground = self.dev.gate.in_flight().min(u32::MAX.into()) as u32;
         self.stage.throttle.earn(now, foreground);
