@@ -82,6 +82,13 @@ impl Progress {
         self.start.elapsed()
     }
 
+    /// Progress only where it is asked for.
+    pub(crate) fn only_if(asked: bool) -> Self {
+        let mut progress = Self::new(asked);
+        progress.shown = asked;
+        progress
+    }
+
     /// Ends the line.
     pub(crate) fn done(&mut self) {
         if self.wrote && self.terminal {

@@ -42,7 +42,7 @@ pub(crate) struct Args {
     /// Apply while receiving, without a spool: a bad stream leaves the target unusable until a good one is received
     #[arg(long, conflicts_with = "spool")]
     no_spool: bool,
-    /// Show progress even if stderr is no terminal
+    /// Show progress (not the default, as the sender shows its own)
     #[arg(long)]
     progress: bool,
     /// Say nothing when done
@@ -165,7 +165,7 @@ impl Args {
         let file = File::create(path).with_context(spool)?;
         let mut out = BufWriter::with_capacity(1 << 20, &file);
         let mut input = BufReader::with_capacity(1 << 20, input);
-        let mut progress = Progress::new(self.progress);
+        let mut progress = Progress::only_if(self.progress);
         pump(&mut input, |receiver, action, bytes| {
             if let Action::Begin(header) = action {
                 self.accept(&header, target, record)?;
@@ -187,7 +187,7 @@ impl Args {
         input: &mut impl Read,
         completing: bool,
     ) -> Result<()> {
-        let mut progress = Progress::new(self.progress);
+        let mut progress = Progress::only_if(self.progress);
         let mut header = None;
         let mut zeroes = Buffer::new(1 << 20);
         pump(input, |receiver, action, bytes| {
