@@ -61,13 +61,13 @@ torture() { # torture NAME SNAPSHOTS SECONDS KNOB=VALUE...
 	dmsetup remove p
 	ok "$name"
 }
-torture ewma "${N:-8}" "${S:-14}" predictor=ewma tick_ms=50 horizon_ms=500
-torture off "${N:-8}" "${S:-14}" predictor=off
-torture mirror-forced "${N:-8}" "${S:-14}" predictor=age tick_ms=20 threshold_permille=1000 mirror=force lead_ms=2000
-torture budget-0 "${N:-8}" "${S:-14}" predictor=stream tick_ms=50 freeze_budget_us=0
-torture unlimited "${N:-8}" "${S:-14}" predictor=ewma tick_ms=50 freeze_budget_us=unlimited
+torture ewma "${N:-9}" "${S:-8}" predictor=ewma tick_ms=50 horizon_ms=500
+torture off "${N:-9}" "${S:-8}" predictor=off
+torture mirror-forced "${N:-9}" "${S:-8}" predictor=age tick_ms=20 threshold_permille=1000 mirror=force lead_ms=2000
+torture budget-0 "${N:-9}" "${S:-8}" predictor=stream tick_ms=50 freeze_budget_us=0
+torture unlimited "${N:-9}" "${S:-8}" predictor=ewma tick_ms=50 freeze_budget_us=unlimited
 for model in /presnap/models/*.psm; do
 	[ -e "$model" ] || continue
-	torture "$(basename "$model" .psm)" "${N:-8}" "${S:-14}" predictor=model tick_ms=50 "model=$model" horizon_ms=500 threshold_permille=500
+	torture "$(basename "$model" .psm)" "${N:-9}" "${S:-8}" predictor=model tick_ms=50 "model=$model" horizon_ms=500 threshold_permille=500
 done
 echo "$total snapshots in this run"

@@ -97,8 +97,12 @@ impl Worker {
         if self.snapshot.phase() != Phase::Draining {
             return;
         }
-        // Writers that wait come first: their copies are the ones that the drain would make next.
-        while self.jobs.room() && self.jobs.guards == 0 && self.pacer.ready() {
+        // Writers that wait come first: their copies are the ones that the drain would make next. But
+        // one copy may always go on, or a steady load would put off the seal for ever.
+        while self.jobs.room()
+            && (self.jobs.guards == 0 || self.jobs.drains == 0)
+            && self.pacer.ready()
+        {
             if self.drain.next >= self.drain.len {
                 if self.drain.scanned {
                     break;
