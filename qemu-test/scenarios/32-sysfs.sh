@@ -2,6 +2,7 @@
 # vm: shared
 # nvme: 64M:origin 64M:region 64M:origin2 64M:region2
 # file: qemu-test/blobs:/presnap/blobs
+# file: docs/sysfs.md:/presnap/sysfs.md
 # timeout: 300
 # The files in sysfs: every knob with its default, the ends of its range, and what it must refuse; models good and bad.
 . /presnap/lib.sh
@@ -94,6 +95,9 @@ while read -r name default values; do
 done <<<"$words"
 for f in "$S"/*; do
 	case " $known " in *" ${f##*/} "*) ;; *) die "$f is not in this test" ;; esac
+done
+for f in "$S"/* "$S"/stats/* "$S"/model/*; do
+	[ -d "$f" ] || grep -q "^| \`${f##*/}\` |" /presnap/sysfs.md || die "$f is not in docs/sysfs.md"
 done
 [ "$(dmsetup message p 0 list)" = - ] || die "a knob's value has started a snapshot: $(dmsetup message p 0 list)"
 ok "knobs"
@@ -204,6 +208,11 @@ done
 if (dd if="$B/vectors" of="$M/vectors" bs=24 count=1 seek=1024 conv=notrunc) 2>/tmp/said; then die "vector 1024 is taken"; fi
 dd if="$B/vectors" of="$M/vectors" bs=24 count=1 seek=1023 conv=notrunc status=none
 eq "$(wc -c <"$M/vectors")" 2048 "bytes of 1024 answers"
+# More than a page in one write.
+for _ in 1 2 3 4 5 6; do cat "$B/vectors"; done >/tmp/many
+dd if=/tmp/many of="$M/vectors" bs=64k conv=notrunc status=none
+cat "$M/vectors" >/tmp/answers
+for _ in 1 2 3 4 5 6; do cat "$B/mlp.answers"; done | cmp - /tmp/answers || die "answers to 1020 vectors"
 model_is mlp 4
 ok "rollback, and vectors of odd sizes"
 dmsetup remove p

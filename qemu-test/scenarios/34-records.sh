@@ -7,7 +7,7 @@
 load
 O=$(serial_disk origin) R=$(serial_disk region) R2=$(serial_disk region2)
 N=$(sectors "$O")
-presnap format --origin "$O" "$R" --force >/dev/null
+presnap format --origin "$O" "$R" --force >/dev/null 2>&1
 wait_for 5 test -c /dev/presnap
 number() { lsblk -dno MAJ:MIN "$1" | tr -d ' '; }
 
@@ -74,7 +74,7 @@ ok "readers"
 
 # More than the ring holds (65536): the oldest are lost and counted, none is torn, numbers still ascend.
 null_blk quick 64M
-presnap format --origin /dev/quick "$R2" --force >/dev/null
+presnap format --origin /dev/quick "$R2" --force >/dev/null 2>&1
 dmsetup create q --table "0 $N presnap /dev/quick $R2"
 D=/dev/mapper/q
 number $D >&3
