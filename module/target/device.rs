@@ -87,13 +87,21 @@ impl Generations {
     /// Blocks written in the current generation.
     pub(crate) fn dirty(&self) -> &BlockMap {
         let [a, b] = &self.dirty;
-        if self.epoch() % 2 == 0 { a } else { b }
+        if self.epoch() % 2 == 0 {
+            a
+        } else {
+            b
+        }
     }
 
     /// Blocks of the newest snapshot's delta.
     pub(crate) fn delta(&self) -> &BlockMap {
         let [a, b] = &self.dirty;
-        if self.epoch() % 2 == 0 { b } else { a }
+        if self.epoch() % 2 == 0 {
+            b
+        } else {
+            a
+        }
     }
 
     fn third(&self, ahead: u32) -> &BlockMap {
@@ -383,8 +391,7 @@ impl Device {
     pub(crate) fn new(parts: Parts, knobs: Knobs) -> Result<Arc<Self>> {
         let blocks = parts.origin_sectors.div_ceil(8);
         let gate = Gate::new(array_with(GATE_SHARDS, Shard::new)?).ok_or(EINVAL)?;
-        let tracker =
-            WriteTracker::new(array_with(TRACK_SLOTS, TrackSlot::new)?).ok_or(EINVAL)?;
+        let tracker = WriteTracker::new(array_with(TRACK_SLOTS, TrackSlot::new)?).ok_or(EINVAL)?;
         let view_reads =
             WriteTracker::new(array_with(TRACK_SLOTS, TrackSlot::new)?).ok_or(EINVAL)?;
         let ring = RecordRing::new(array_with(RING_SLOTS, RingSlot::new)?).ok_or(EINVAL)?;
@@ -468,9 +475,8 @@ impl Device {
         if self.views.load(Ordering::SeqCst) == 0 {
             return false;
         }
-        let reads = || {
-            (area..area.saturating_add(areas)).any(|a| self.view_reads.stamp(a).is_none())
-        };
+        let reads =
+            || (area..area.saturating_add(areas)).any(|a| self.view_reads.stamp(a).is_none());
         if !reads() {
             return false;
         }

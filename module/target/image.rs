@@ -180,7 +180,17 @@ impl dm::Target for Image {
         device.views.fetch_add(1, Ordering::SeqCst);
         let views = Counted { device: device.clone() };
         Ok(KBox::new(
-            Self { device, id, presnap, _views: views, _held: held, origin, region, sectors, images_lost },
+            Self {
+                device,
+                id,
+                presnap,
+                _views: views,
+                _held: held,
+                origin,
+                region,
+                sectors,
+                images_lost,
+            },
             GFP_KERNEL,
         )?)
     }
@@ -227,8 +237,7 @@ impl dm::Target for Image {
             StatusKind::Ima => write!(
                 out,
                 "target_name=presnap-image,target_version=1.0.0,presnap_name={},id={};",
-                self.presnap,
-                self.id
+                self.presnap, self.id
             ),
         };
     }

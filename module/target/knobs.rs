@@ -46,7 +46,11 @@ impl Knobs {
     }
 
     pub(crate) fn scope(&self) -> Scope {
-        if self.get(Knob::Scope) == 1 { Scope::Image } else { Scope::Delta }
+        if self.get(Knob::Scope) == 1 {
+            Scope::Image
+        } else {
+            Scope::Delta
+        }
     }
 
     pub(crate) fn set_scope(&self, scope: Scope) {

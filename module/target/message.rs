@@ -28,7 +28,9 @@ impl Target {
         };
         match message {
             Message::Snapshot { scope, within_ms, budget } => {
-                let id = device.request(scope, within_ms, budget).map_err(|(why, e)| complain(why, e))?;
+                let id = device
+                    .request(scope, within_ms, budget)
+                    .map_err(|(why, e)| complain(why, e))?;
                 write!(out, "{id}").map_err(|_| ENOSPC)
             }
             Message::State(id) => device.write_state(id, out).map_err(|_| ENOSPC),

@@ -12,9 +12,7 @@ use presnap_abi::io::{Client, Durability, Transfer};
 use presnap_abi::memory::array_of;
 use presnap_abi::thread::Wake;
 use presnap_engine::geometry::{BLOCK_BYTES, BLOCK_SECTORS};
-use presnap_engine::region::root::{
-    MAX_SNAPSHOTS, ROOT_BYTES, ROOT_CLEAN, ROOT_FULL_NEEDED,
-};
+use presnap_engine::region::root::{MAX_SNAPSHOTS, ROOT_BYTES, ROOT_CLEAN, ROOT_FULL_NEEDED};
 use presnap_engine::region::{
     Copy2, FormatError, IndexBlock, IndexPick, Layout, Limits, Picked, Root, RootHeader, Scope,
     SlotKind, SnapshotRecord, SnapshotState, Superblock,
@@ -195,7 +193,10 @@ impl Reader<'_, '_> {
             for slot in 0..slots.total() {
                 let Some(e) = slots.entry(slot).filter(|e| e.snapshot == id) else { continue };
                 let heir = newest.filter(|&n| {
-                    image && n < id && e.kind == SlotKind::Data && slots.lookup(n, e.block).is_none()
+                    image
+                        && n < id
+                        && e.kind == SlotKind::Data
+                        && slots.lookup(n, e.block).is_none()
                 });
                 match heir {
                     Some(heir) if self.verify(layout, slot, e.crc)? => {

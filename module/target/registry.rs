@@ -6,12 +6,12 @@ use crate::device::{Device, Guard};
 use crate::knobs::Knobs;
 use crate::region::{self, image_is_live};
 use crate::worker::Worker;
+use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use presnap_abi::dm::{self, Constructor, DeviceNumber, MappedDevice};
 use presnap_abi::thread::Thread;
 use presnap_engine::table::{Features, OnError};
-use core::sync::atomic::Ordering;
 
 struct Entry {
     device: Arc<Device>,
@@ -134,9 +134,8 @@ pub(crate) fn open(
 /// The device whose mapped device or region has this number.
 pub(crate) fn find(number: DeviceNumber) -> Option<Arc<Device>> {
     let entries = lock::ENTRIES.lock();
-    let found = entries
-        .iter()
-        .find(|e| e.users.contains(&number) || e.device.region.number() == number)?;
+    let found =
+        entries.iter().find(|e| e.users.contains(&number) || e.device.region.number() == number)?;
     Some(found.device.clone())
 }
 

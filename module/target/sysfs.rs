@@ -177,7 +177,11 @@ struct ModelFiles(Arc<Device>);
 
 impl ModelFiles {
     fn one(input: &[u8]) -> Result {
-        if input.trim_ascii() == b"1" { Ok(()) } else { Err(EINVAL) }
+        if input.trim_ascii() == b"1" {
+            Ok(())
+        } else {
+            Err(EINVAL)
+        }
     }
 }
 

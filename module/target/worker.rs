@@ -19,10 +19,10 @@ mod stage;
 use crate::device::{Device, Health};
 use crate::region::IndexState;
 use copy::Jobs;
+use core::sync::atomic::Ordering;
 use drain::Drain;
 use guard::Parked;
 use index::IndexWriter;
-use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use presnap_abi::clock::monotonic_ns;
@@ -143,7 +143,9 @@ impl Worker {
 
     /// Whether anything is in flight.
     fn busy(&self) -> bool {
-        self.jobs.any_active() || self.index.in_flight() || self.root.in_flight()
+        self.jobs.any_active()
+            || self.index.in_flight()
+            || self.root.in_flight()
             || self.manifest.in_flight()
     }
 

@@ -369,8 +369,7 @@ impl MirrorPool {
         }
         // SAFETY: All three are live. The mirror shares the bio's pages, which stay until the bio
         // ends, and that waits for the mirror by `Header::own_ended`.
-        let raw =
-            unsafe { bindings::presnap_bio_clone(dev.as_raw(), bio.raw(), self.set.get()) };
+        let raw = unsafe { bindings::presnap_bio_clone(dev.as_raw(), bio.raw(), self.set.get()) };
         if raw.is_null() {
             return false;
         }

@@ -232,7 +232,8 @@ impl Constructor<'_> {
 
     fn open(&mut self, path: &CStr, writable: bool) -> Result<Device> {
         let mut raw: *mut dm_dev = core::ptr::null_mut();
-        let mode = if writable { k_blk_open_read() | k_blk_open_write() } else { k_blk_open_read() };
+        let mode =
+            if writable { k_blk_open_read() | k_blk_open_write() } else { k_blk_open_read() };
         let ti: *mut dm_target = self.ti;
         // SAFETY: `ti` is in its constructor, `path` a C string, `raw` a place for the result.
         kernel::error::to_result(unsafe {

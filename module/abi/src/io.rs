@@ -86,12 +86,8 @@ impl Transfer {
         let mut buf = VVec::with_capacity(bytes, GFP_KERNEL | __GFP_ZERO)?;
         // SAFETY: Room for `bytes` bytes was made, zeroed.
         unsafe { buf.inc_len(bytes) };
-        let new = Self {
-            client: client.clone(),
-            wake: wake.clone(),
-            buf,
-            state: AtomicU32::new(IDLE),
-        };
+        let new =
+            Self { client: client.clone(), wake: wake.clone(), buf, state: AtomicU32::new(IDLE) };
         Ok(KBox::new(new, GFP_KERNEL)?)
     }
 
@@ -166,10 +162,8 @@ impl Transfer {
         if self.in_flight() {
             return Err(EBUSY);
         }
-        let part = self
-            .buf
-            .get_mut(offset..offset.checked_add(bytes).ok_or(EINVAL)?)
-            .ok_or(EINVAL)?;
+        let part =
+            self.buf.get_mut(offset..offset.checked_add(bytes).ok_or(EINVAL)?).ok_or(EINVAL)?;
         let mut region = dm_io_region {
             bdev: dev.as_raw().cast(),
             sector,

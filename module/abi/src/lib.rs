@@ -5,7 +5,6 @@
 //!
 //! Every `unsafe` of presnap is here. Nothing here knows what a snapshot is.
 
-
 mod bindings;
 
 pub mod bio;

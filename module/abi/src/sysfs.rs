@@ -170,7 +170,11 @@ impl Directory {
             } else {
                 // SAFETY: As above.
                 unsafe {
-                    k::sysfs_create_file_ns((*raw).kobject.get(), &attribute.attr, core::ptr::null())
+                    k::sysfs_create_file_ns(
+                        (*raw).kobject.get(),
+                        &attribute.attr,
+                        core::ptr::null(),
+                    )
                 }
             };
             kernel::error::to_result(r)?;

@@ -278,8 +278,9 @@ impl Snapshot {
                 match self.budget {
                     FreezeBudget::Bounded(0) => self.switch(now_ns),
                     FreezeBudget::Bounded(ns) => {
-                        self.phase =
-                            P::FinalCopy { until_ns: Some(self.times.closed_ns.saturating_add(ns)) };
+                        self.phase = P::FinalCopy {
+                            until_ns: Some(self.times.closed_ns.saturating_add(ns)),
+                        };
                         Actions::one(A::FinalCopy)
                     }
                     FreezeBudget::Unlimited => {
@@ -442,8 +443,7 @@ mod tests {
             Event::Fail(DropReason::IoError),
             Event::Dropped,
         ];
-        let budgets =
-            [FreezeBudget::Bounded(0), FreezeBudget::Bounded(5), FreezeBudget::Unlimited];
+        let budgets = [FreezeBudget::Bounded(0), FreezeBudget::Bounded(5), FreezeBudget::Unlimited];
         let mut seed = 1u64;
         for round in 0..20_000u64 {
             let mut s = Snapshot::new();

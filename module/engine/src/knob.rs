@@ -132,10 +132,9 @@ impl Spec {
                 }
                 parse_number(word).filter(|n| (min..=max).contains(n))
             }
-            Values::Words(words) => words
-                .iter()
-                .position(|w| word.eq_ignore_ascii_case(w.as_bytes()))
-                .map(|i| i as u64),
+            Values::Words(words) => {
+                words.iter().position(|w| word.eq_ignore_ascii_case(w.as_bytes())).map(|i| i as u64)
+            }
         }
     }
 

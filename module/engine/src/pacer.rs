@@ -37,8 +37,9 @@ impl Pacer {
         let done = ios.saturating_sub(self.last_ios).min(TOKEN);
         self.last_ns = now_ns;
         self.last_ios = ios;
-        let earned =
-            dt.saturating_mul(FLOOR_PER_S).saturating_add(done.saturating_mul(TOKEN / IOS_PER_COPY));
+        let earned = dt
+            .saturating_mul(FLOOR_PER_S)
+            .saturating_add(done.saturating_mul(TOKEN / IOS_PER_COPY));
         let most = BURST.saturating_mul(TOKEN);
         self.tokens = if idle { most } else { self.tokens.saturating_add(earned).min(most) };
     }

@@ -350,7 +350,8 @@ impl Worker {
             return;
         }
         if let Some(data) = job.transfer.buffer() {
-            for (crc, block) in job.crcs.iter_mut().zip(data.chunks_exact(BLOCK_BYTES as usize)).take(len as usize)
+            for (crc, block) in
+                job.crcs.iter_mut().zip(data.chunks_exact(BLOCK_BYTES as usize)).take(len as usize)
             {
                 *crc = crc32c(block);
             }

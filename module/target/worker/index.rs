@@ -119,8 +119,7 @@ impl IndexWriter {
         }
         let block = dev.layout.index_copy_block(index_no, state.next);
         let sector = block.saturating_mul(BLOCK_SECTORS.into());
-        let durability =
-            if dev.region_cached { Durability::Barrier } else { Durability::Cached };
+        let durability = if dev.region_cached { Durability::Barrier } else { Durability::Cached };
         write.transfer.write(&dev.region, sector, 0, BLOCK_BYTES as usize, durability)?;
         add(&dev.totals.region_bytes, BLOCK_BYTES.into());
         write.index_no = Some(index_no);

@@ -82,8 +82,11 @@ impl Worker {
                     cursor = cursor.saturating_add(1);
                 }
                 self.progress = true;
-                self.removal.step =
-                    if cursor >= self.dev.layout.slots { Step::None } else { Step::Free(id, cursor) };
+                self.removal.step = if cursor >= self.dev.layout.slots {
+                    Step::None
+                } else {
+                    Step::Free(id, cursor)
+                };
             }
             Step::Undo(id, cursor) => self.undo_step(id, cursor),
         }

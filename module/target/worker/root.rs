@@ -70,7 +70,11 @@ impl Worker {
     }
 
     fn full_needed_flag(&self) -> u32 {
-        if self.dev.full_needed.load(Ordering::Relaxed) { ROOT_FULL_NEEDED } else { 0 }
+        if self.dev.full_needed.load(Ordering::Relaxed) {
+            ROOT_FULL_NEEDED
+        } else {
+            0
+        }
     }
 
     /// Starts to write the root if it changed.
@@ -120,8 +124,7 @@ impl Worker {
         }
         // What was written in this generation is known only in memory: the next delta cannot be.
         let changed = self.dev.generations.dirty().count() > 0;
-        let flags = ROOT_CLEAN
-            | if changed { ROOT_FULL_NEEDED } else { self.full_needed_flag() };
+        let flags = ROOT_CLEAN | if changed { ROOT_FULL_NEEDED } else { self.full_needed_flag() };
         let Ok(sector) = self.encode_root(flags, true) else { return };
         let region = self.dev.region;
         let transfer = &mut self.root.transfer;

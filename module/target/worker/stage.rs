@@ -102,8 +102,7 @@ impl Stage {
     pub(crate) fn new() -> Result<Self> {
         let areas = array_of(AREAS, AreaState::default())?;
         let streams = array_of(STREAMS, StreamHead::EMPTY)?;
-        let blank =
-            IoRecord { time_ns: 0, op: 0, sector: 0, sectors: 0, kind: IoKind::Flush };
+        let blank = IoRecord { time_ns: 0, op: 0, sector: 0, sectors: 0, kind: IoKind::Flush };
         let config = TriggerConfig::default();
         let none = AreaAhead { area: 0, eta_ns: 0, stream_blocks: 0, distance_blocks: 0 };
         Ok(Self {
@@ -215,8 +214,7 @@ impl Stage {
             // The tick is in milliseconds; a write right after the prediction counts.
             let made_ms = old.made_ns / 1_000_000;
             let until_ms = old.until_ns / 1_000_000;
-            let last =
-                self.predictor.activity().get(old.area).map_or(0, |a| a.last_write_ms);
+            let last = self.predictor.activity().get(old.area).map_or(0, |a| a.last_write_ms);
             // A write after the horizon hides whether there was one in it: such a sample says
             // nothing.
             if last <= until_ms {
@@ -526,8 +524,7 @@ impl Worker {
             let mine = {
                 let mut slots = self.dev.slots.lock();
                 let held = slots.entry(slot);
-                let mine =
-                    held.is_some_and(|e| e.snapshot == id && e.kind == SlotKind::Data);
+                let mine = held.is_some_and(|e| e.snapshot == id && e.kind == SlotKind::Data);
                 if mine {
                     slots.free(slot);
                 }
