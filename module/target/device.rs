@@ -442,7 +442,7 @@ impl Device {
             }? Error),
             GFP_KERNEL,
         )?;
-        Ok(device.into())
+        Ok(device)
     }
 
     /// What has to be guarded now.

@@ -12,6 +12,7 @@ use presnap_abi::io::{Client, Durability, Transfer};
 use presnap_abi::memory::array_of;
 use presnap_abi::thread::Wake;
 use presnap_engine::geometry::{BLOCK_BYTES, BLOCK_SECTORS};
+use presnap_engine::rank::sort_descending;
 use presnap_engine::region::root::{MAX_SNAPSHOTS, ROOT_BYTES, ROOT_CLEAN, ROOT_FULL_NEEDED};
 use presnap_engine::region::{
     Copy2, FormatError, IndexBlock, IndexPick, Layout, Limits, Picked, Root, RootHeader, Scope,
@@ -188,8 +189,8 @@ impl Reader<'_, '_> {
                 }
             }
         }
-        ids.sort_unstable();
-        for id in ids.into_iter().filter(|&id| id != 0) {
+        sort_descending(&mut ids, |&id| id);
+        for id in ids.into_iter().rev().filter(|&id| id != 0) {
             for slot in 0..slots.total() {
                 let Some(e) = slots.entry(slot).filter(|e| e.snapshot == id) else { continue };
                 let heir = newest.filter(|&n| {

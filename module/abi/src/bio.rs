@@ -398,6 +398,9 @@ impl PinnedDrop for MirrorPool {
     }
 }
 
+/// # Safety
+///
+/// Called by the block layer, once, with a mirror that `MirrorPool::mirror` submitted.
 unsafe extern "C" fn mirror_end_io(mirror: *mut k::bio) {
     // SAFETY: Called once for a live mirror.
     let status = unsafe { (*mirror).bi_status };

@@ -518,6 +518,9 @@ unsafe fn private<'a, T: Target>(ti: *mut dm_target) -> &'a T {
     unsafe { &*(*ti).private.cast::<T>() }
 }
 
+/// # Safety
+///
+/// Called by device-mapper with a new target and `argc` strings.
 unsafe extern "C" fn ctr<T: Target>(
     ti: *mut dm_target,
     argc: kernel::ffi::c_uint,
@@ -551,11 +554,17 @@ unsafe extern "C" fn ctr<T: Target>(
     }
 }
 
+/// # Safety
+///
+/// Called by device-mapper, once, with a target that `ctr` made and that has no bio on its way.
 unsafe extern "C" fn dtr<T: Target>(ti: *mut dm_target) {
     // SAFETY: The core destroys a target once, after its last bio; `ctr` stored the box.
     drop(unsafe { KBox::from_raw((*ti).private.cast::<T>()) });
 }
 
+/// # Safety
+///
+/// Called by device-mapper with a target that `ctr` made and a bio cloned for it.
 unsafe extern "C" fn map<T: Target>(ti: *mut dm_target, bio: *mut k::bio) -> kernel::ffi::c_int {
     // SAFETY: A live target during `map`.
     let target = unsafe { private::<T>(ti) };
@@ -582,6 +591,9 @@ unsafe extern "C" fn map<T: Target>(ti: *mut dm_target, bio: *mut k::bio) -> ker
     }
 }
 
+/// # Safety
+///
+/// Called by device-mapper with a bio that `map` remapped or kept, and its status.
 unsafe extern "C" fn end_io<T: Target>(
     ti: *mut dm_target,
     bio: *mut k::bio,
@@ -608,16 +620,25 @@ unsafe extern "C" fn end_io<T: Target>(
     bindings::DM_ENDIO_DONE as i32
 }
 
+/// # Safety
+///
+/// Called by device-mapper with a target that `ctr` made.
 unsafe extern "C" fn resume<T: Target>(ti: *mut dm_target) {
     // SAFETY: A live target.
     unsafe { private::<T>(ti) }.resume();
 }
 
+/// # Safety
+///
+/// Called by device-mapper with a target that `ctr` made.
 unsafe extern "C" fn postsuspend<T: Target>(ti: *mut dm_target) {
     // SAFETY: A live target.
     unsafe { private::<T>(ti) }.postsuspend();
 }
 
+/// # Safety
+///
+/// Called by device-mapper with a target that `ctr` made and a buffer of `maxlen` bytes.
 unsafe extern "C" fn status<T: Target>(
     ti: *mut dm_target,
     kind: bindings::status_type_t,
@@ -636,6 +657,9 @@ unsafe extern "C" fn status<T: Target>(
     unsafe { private::<T>(ti) }.status(kind, &mut text);
 }
 
+/// # Safety
+///
+/// Called by device-mapper with a target that `ctr` made, `argc` strings and a buffer of `maxlen` bytes.
 unsafe extern "C" fn message<T: Target>(
     ti: *mut dm_target,
     argc: kernel::ffi::c_uint,
@@ -656,6 +680,9 @@ unsafe extern "C" fn message<T: Target>(
     }
 }
 
+/// # Safety
+///
+/// Called by device-mapper with a target that `ctr` made; `callout` takes `data`.
 unsafe extern "C" fn iterate_devices<T: Target>(
     ti: *mut dm_target,
     callout: bindings::iterate_devices_callout_fn,
@@ -669,6 +696,9 @@ unsafe extern "C" fn iterate_devices<T: Target>(
     })
 }
 
+/// # Safety
+///
+/// Called by device-mapper with a target that `ctr` made and limits that may be changed.
 unsafe extern "C" fn io_hints<T: Target>(ti: *mut dm_target, limits: *mut k::queue_limits) {
     // SAFETY: A live target.
     let granularity = unsafe { private::<T>(ti) }.discard_granularity();

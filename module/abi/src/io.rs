@@ -202,6 +202,9 @@ fn write_flags(durability: Durability) -> u32 {
         }
 }
 
+/// # Safety
+///
+/// Called by dm-io, once, with the context that `Transfer::start` passed.
 unsafe extern "C" fn notify(
     error: kernel::ffi::c_ulong,
     unsupported: kernel::ffi::c_ulong,

@@ -194,6 +194,9 @@ impl Drop for Directory {
     }
 }
 
+/// # Safety
+///
+/// Called by the kobject code, once, with a kobject that `Directory::new` made.
 unsafe extern "C" fn release(kobject: *mut k::kobject) {
     // SAFETY: The kobject is the first field of the `Inner` made by `Directory::new`; its last
     // reference is gone.
@@ -214,6 +217,9 @@ fn index_of(inner: &Inner, attribute: *const k::attribute) -> usize {
     offset / core::mem::size_of::<k::bin_attribute>()
 }
 
+/// # Safety
+///
+/// Called by sysfs with a kobject and attribute of `Directory::new` and a page.
 unsafe extern "C" fn show(
     kobject: *mut k::kobject,
     attribute: *mut k::attribute,
@@ -230,6 +236,9 @@ unsafe extern "C" fn show(
     }
 }
 
+/// # Safety
+///
+/// Called by sysfs with a kobject and attribute of `Directory::new` and `count` bytes.
 unsafe extern "C" fn store(
     kobject: *mut k::kobject,
     attribute: *mut k::attribute,
@@ -246,6 +255,9 @@ unsafe extern "C" fn store(
     }
 }
 
+/// # Safety
+///
+/// Called by sysfs with a kobject and attribute of `Directory::new` and room for `count` bytes.
 unsafe extern "C" fn read_binary(
     _file: *mut k::file,
     kobject: *mut k::kobject,
@@ -264,6 +276,9 @@ unsafe extern "C" fn read_binary(
     }
 }
 
+/// # Safety
+///
+/// Called by sysfs with a kobject and attribute of `Directory::new` and `count` bytes.
 unsafe extern "C" fn write_binary(
     _file: *mut k::file,
     kobject: *mut k::kobject,

@@ -76,6 +76,9 @@ unsafe impl Send for Thread {}
 // SAFETY: As above.
 unsafe impl Sync for Thread {}
 
+/// # Safety
+///
+/// Called by the kthread code, once, with the pointer that `Thread::spawn` passed.
 unsafe extern "C" fn trampoline<B: Body>(data: *mut kernel::ffi::c_void) -> kernel::ffi::c_int {
     // SAFETY: `data` is the pointer made by `KBox::into_raw` in `Thread::spawn`, handed over once.
     let mut body = Pin::from(unsafe { KBox::from_raw(data.cast::<B>()) });
