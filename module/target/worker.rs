@@ -27,13 +27,16 @@ use kernel::prelude::*;
 use kernel::sync::Arc;
 use presnap_abi::clock::monotonic_ns;
 use presnap_abi::io::Client;
-use presnap_abi::thread::{should_stop, Body};
+use presnap_abi::thread::{let_others_run, should_stop, Body};
 use presnap_engine::freeze::{DropReason, Event, Snapshot};
 use presnap_engine::pacer::Pacer;
 use presnap_engine::region::{Copy2, SnapshotRecord};
 use root::RootWriter;
 use seal::Manifest;
 use stage::Stage;
+
+/// How long the worker runs on while others wait for its CPU.
+const LONGEST_BREATH_NS: u64 = 50_000;
 
 /// The thread's state.
 pub(crate) struct Worker {
@@ -52,6 +55,8 @@ pub(crate) struct Worker {
     removal: remove::Removal,
     /// How many background copies the foreground can bear.
     pacer: Pacer,
+    /// When others last had the CPU.
+    breath_ns: u64,
     /// A pass did something, so that another may find more to do.
     progress: bool,
     /// First operation of the current generation.
@@ -88,12 +93,22 @@ impl Worker {
             manifest: Manifest::new(&client, &dev.wake)?,
             removal: remove::Removal::new(),
             pacer: Pacer::new(),
+            breath_ns: 0,
             progress: false,
             op_first: dev.op.load(Ordering::Relaxed).wrapping_add(1),
             base_id,
             mirrored_before: 0,
             stale_before: 0,
         })
+    }
+
+    /// Lets others have the CPU when this pass has run for a while.
+    fn breathe(&mut self) {
+        let now = monotonic_ns();
+        if now.saturating_sub(self.breath_ns) > LONGEST_BREATH_NS {
+            let_others_run();
+            self.breath_ns = monotonic_ns();
+        }
     }
 
     fn pass(&mut self) {
@@ -179,10 +194,12 @@ impl Body for Worker {
         while !should_stop() {
             let timeout_us = self.sleep_us();
             self.dev.wake.wait(timeout_us);
+            self.breath_ns = monotonic_ns();
             // Bounded, so that a flood of events cannot keep it from seeing the stop.
             for _ in 0..64 {
                 self.progress = false;
                 self.pass();
+                self.breathe();
                 if !self.progress {
                     break;
                 }

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # nvme: 64M:origin 384M:region
 # timeout: 900
+# file: models:/presnap/models
+# file: qemu-test/blobs:/presnap/blobs
 # The oracle of content: writers of self-describing blocks run random I/O while snapshots are taken at random
 # instants; each image must be a consistent cut. With every predictor, mirroring forced, and all freeze budgets.
 . /presnap/lib.sh
@@ -66,8 +68,8 @@ torture off "${N:-9}" "${S:-8}" predictor=off
 torture mirror-forced "${N:-9}" "${S:-8}" predictor=age tick_ms=20 threshold_permille=1000 mirror=force lead_ms=2000
 torture budget-0 "${N:-9}" "${S:-8}" predictor=stream tick_ms=50 freeze_budget_us=0
 torture unlimited "${N:-9}" "${S:-8}" predictor=ewma tick_ms=50 freeze_budget_us=unlimited
-for model in /presnap/models/*.psm; do
-	[ -e "$model" ] || continue
-	torture "$(basename "$model" .psm)" "${N:-9}" "${S:-8}" predictor=model tick_ms=50 "model=$model" horizon_ms=500 threshold_permille=500
-done
+with_model() { torture "$1" "${N:-9}" "${S:-8}" predictor=model tick_ms=50 "model=$2" horizon_ms=500 threshold_permille=500; }
+with_model trained-model /presnap/models/default.psm
+with_model random-weights /presnap/blobs/mlp.psm
+[ "$total" -ge 50 ] || die "only $total snapshots"
 echo "$total snapshots in this run"

@@ -32,6 +32,12 @@ void presnap_wake_wait(struct presnap_wake *wake, unsigned int timeout_us)
 					usecs_to_jiffies(timeout_us) + 1);
 }
 
+void presnap_yield(void)
+{
+	/* The state stays TASK_RUNNING: this only lets others run. cond_resched() does nothing with PREEMPT_LAZY. */
+	schedule();
+}
+
 unsigned int presnap_noio_save(void)
 {
 	return memalloc_noio_save();

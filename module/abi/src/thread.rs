@@ -60,6 +60,13 @@ pub fn should_stop() -> bool {
     unsafe { k::kthread_should_stop() }
 }
 
+/// Lets the threads run that wait for this CPU. A thread that does not sleep must call this often:
+/// the scheduler may take two of its ticks to interrupt it.
+pub fn let_others_run() {
+    // SAFETY: In process context, with no lock held that forbids sleeping.
+    unsafe { bindings::presnap_yield() };
+}
+
 /// A running kernel thread; dropped, it is told to stop and waited for.
 ///
 /// # Invariants

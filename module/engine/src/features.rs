@@ -70,6 +70,8 @@ pub struct Inputs {
     pub visits: u32,
     /// Time since the first write that is remembered.
     pub lifetime_ms: u64,
+    /// Time since the device's first write; 0 if not known. Not a feature: the heuristics use it.
+    pub observed_ms: u64,
     /// Time between the last two visits.
     pub last_gap_ms: Option<u64>,
     /// The horizon asked about.

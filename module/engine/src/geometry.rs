@@ -23,8 +23,8 @@ pub const fn blocks_touched(sector: u64, sectors: u32) -> (u64, u64) {
     if sectors == 0 {
         return (first, 0);
     }
-    let last = sector.saturating_add(sectors as u64 - 1) >> BLOCK_SECTORS_SHIFT;
-    (first, last - first + 1)
+    let last = sector.saturating_add((sectors as u64).wrapping_sub(1)) >> BLOCK_SECTORS_SHIFT;
+    (first, last.wrapping_sub(first).wrapping_add(1))
 }
 
 /// Returns the area of a block.

@@ -73,6 +73,7 @@ struct DeviceRate {
     d1: u32,
     d60: u32,
     last_write_ms: u64,
+    first_write_ms: Option<u64>,
     burst_start_ms: Option<u64>,
     in_burst: bool,
 }
@@ -83,6 +84,7 @@ impl DeviceRate {
 
     fn write(&mut self, now_ms: u64) {
         let dt = now_ms.saturating_sub(self.last_write_ms);
+        self.first_write_ms = self.first_write_ms.or(Some(now_ms));
         self.last_write_ms = self.last_write_ms.max(now_ms);
         let d1 = decay(self.d1, dt, Tau::SECONDS_1);
         let d60 = decay(self.d60, dt, Tau::SECONDS_60);
@@ -156,6 +158,8 @@ where
         if let Some(a) = self.activity.get(area) {
             inputs.age_ms = Some(a.age_ms(now_ms));
             inputs.d600 = a.d600_at(now_ms);
+            inputs.observed_ms =
+                self.rate.first_write_ms.map_or(0, |at| now_ms.saturating_sub(at).max(1));
         }
         match kind {
             PredictorKind::Off => Prob::ZERO,

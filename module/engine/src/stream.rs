@@ -123,7 +123,10 @@ impl StreamHead {
         if distance > self.reach_sectors() {
             return None;
         }
-        let eta_ms = distance.saturating_mul(1000) / self.rate_sectors(now_ms);
+        let eta_ms = distance
+            .saturating_mul(1000)
+            .checked_div(self.rate_sectors(now_ms))
+            .unwrap_or(u64::MAX);
         Some(AreaAhead {
             area,
             eta_ns: eta_ms.saturating_mul(1_000_000),

@@ -317,6 +317,7 @@ impl Worker {
                     if let Some(result) = job.transfer.result() {
                         self.progress = true;
                         self.read_ended(number, result);
+                        self.breathe();
                     }
                 }
                 State::Writing => {

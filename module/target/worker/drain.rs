@@ -86,6 +86,9 @@ impl Worker {
                 *place = Candidate { value, area };
                 self.drain.len = self.drain.len.saturating_add(1);
             }
+            if self.drain.len % 16 == 0 {
+                self.breathe();
+            }
         }
         if let Some(batch) = self.drain.batch.get_mut(..self.drain.len) {
             sort_descending(batch, |c| c.value);

@@ -10,7 +10,7 @@ use presnap_engine::freeze::{DropReason, Event};
 use presnap_engine::region::{Scope, SlotKind};
 
 /// Slots looked at in one pass.
-const STEP: u32 = 4096;
+const STEP: u32 = 512;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {

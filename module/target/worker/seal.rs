@@ -18,7 +18,7 @@ use presnap_engine::manifest::{chain_crc, Chunk, PageBuilder, PAGE_BYTES, PAGE_C
 use presnap_engine::region::{SlotKind, NO_SLOT};
 
 /// Blocks put into the manifest in one pass: guards must not wait for it.
-const BLOCKS_PER_PASS: u32 = 1024;
+const BLOCKS_PER_PASS: u32 = 64;
 
 /// See the module.
 pub(crate) struct Manifest {

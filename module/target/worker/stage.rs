@@ -35,10 +35,12 @@ const CANDIDATES: usize = 2048;
 const COPIES_AT_ONCE: usize = 8;
 /// The window after T0 in which a write counts as "soon".
 const AFTER_NS: u64 = 5_000_000_000;
+/// Shortest tick.
+const NEAR_TICK_NS: u64 = 20_000_000;
 /// Records taken in one pass, and areas scored in one: small, because a kernel thread that does not
 /// sleep may keep others from the CPU until the next tick of the scheduler.
-const RECORDS: usize = 64;
-const SCORED_PER_PASS: usize = 32;
+const RECORDS: usize = 32;
+const SCORED_PER_PASS: usize = 16;
 /// Predictions waiting to be judged.
 const SAMPLES: usize = 512;
 
@@ -313,7 +315,11 @@ impl Worker {
             return;
         }
         if now >= self.stage.next_tick_ns && self.stage.scan == Scan::Done {
-            self.stage.next_tick_ns = now.saturating_add(self.dev.knobs.ms_as_ns(Knob::TickMs));
+            // With T0 near, what was decided a tick ago is soon out of date.
+            let tick = self.dev.knobs.ms_as_ns(Knob::TickMs);
+            let left = self.context(now).time_to_t0_ns.unwrap_or(u64::MAX);
+            let tick = tick.min((left / 8).max(NEAR_TICK_NS));
+            self.stage.next_tick_ns = now.saturating_add(tick);
             let active = self.stage.predictor.activity().count();
             dev.areas_active.store(active as u64, Ordering::Relaxed);
             self.stage.begin_scan();

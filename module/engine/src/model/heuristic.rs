@@ -18,10 +18,21 @@ pub fn age(inputs: &Inputs) -> Prob {
 }
 
 /// By the 600 s write count: a Poisson process of rate `d600 / 600 s`. The study's honest baseline.
+///
+/// A device that was observed for a shorter time than that cannot have the count of 600 s yet, so
+/// its counts stand for `600 s * (1 - e^(-observed / 600 s))` only.
 pub fn ewma(inputs: &Inputs) -> Prob {
-    // d600 is in 1/4096, so d600 * horizon / 600 s * 16 is the expected number of writes in Q16.
+    const TAU_MS: u64 = 600_000;
+    let window_ms = match inputs.observed_ms {
+        0 => TAU_MS,
+        observed => {
+            let share = one_minus_exp((observed.min(16 * TAU_MS) << 16) / TAU_MS);
+            ((TAU_MS * u64::from(share.0)) >> 16).max(1000)
+        }
+    };
+    // d600 is in 1/4096, so d600 * horizon / window * 16 is the expected number of writes in Q16.
     let expected = u64::from(inputs.d600).saturating_mul(inputs.horizon_ms).saturating_mul(16);
-    one_minus_exp(expected / 600_000)
+    one_minus_exp(expected.checked_div(window_ms).unwrap_or(0))
 }
 
 /// By the stream that is heading for the area, if one is: it comes as much further as it has come
@@ -64,6 +75,10 @@ mod tests {
         assert!(i(600 * 4096, 1000).permille().abs_diff(632) <= 1);
         assert!(i(6 * 4096, 10_000).permille().abs_diff(95) <= 1);
         assert_eq!(i(0, 1_000_000), Prob::ZERO);
+        // Ten writes in the first ten seconds are one a second, too.
+        let young =
+            Inputs { d600: 10 * 4096, horizon_ms: 1000, observed_ms: 10_000, ..Inputs::default() };
+        assert!(ewma(&young).permille().abs_diff(632) <= 10);
         assert_eq!(i(u32::MAX, u64::MAX), Prob::ONE);
     }
 
