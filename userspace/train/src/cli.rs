@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
     /// Rounds over the training samples
-    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub epochs: u32,
     /// Longest horizon in seconds: how far apart snapshots are taken, at least 1
     #[arg(long, value_name = "S", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=86_400))]
@@ -115,6 +115,8 @@ const VECTORS: usize = 256;
 const CALIBRATION: usize = 20_000;
 /// Instants to train on, of all traces together.
 const TRAINING_INSTANTS: usize = 1000;
+/// Instants to train on, of each trace.
+const TRAINING_INSTANTS_MIN: usize = 500;
 /// Instants to judge by, of each trace.
 const JUDGING_INSTANTS: usize = 150;
 
@@ -162,7 +164,7 @@ pub fn write_files(out: &Path, trained: &Trained) -> Result<()> {
 /// Trains, quantises, verifies and judges.
 pub fn train(traces: &[Trace], options: &Options, progress: &mut Progress) -> Result<Trained> {
     let plan = Plan {
-        training_instants: TRAINING_INSTANTS.div_ceil(traces.len().max(1)),
+        training_instants: (TRAINING_INSTANTS / traces.len().max(1)).max(TRAINING_INSTANTS_MIN),
         judging_instants: JUDGING_INSTANTS,
         areas: 300,
         horizons: 2,

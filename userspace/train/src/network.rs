@@ -81,6 +81,9 @@ pub fn train(
     seed: u64,
     progress: &mut Progress,
 ) -> Result<Network> {
+    // The layers are too small to be worth sharing: two threads spend more on waking each other than
+    // they save. Where a pool is set up already, that one is used.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(1).build_global();
     let device = Device::Cpu;
     let mut random = Random::new(seed);
     let mut vars = Vec::new();

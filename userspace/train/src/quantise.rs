@@ -4,8 +4,8 @@
 //!
 //! Normalisers map the range in which a feature is usually found to -127..=127. Each output of a
 //! layer has its own weight scale and each hidden unit its own activation scale, folded into the
-//! requantiser, which costs nothing at inference. The scale of a hidden unit is what almost all
-//! training samples stay below.
+//! requantiser, which costs nothing at inference. The range of a hidden unit is that of the training
+//! samples.
 
 use crate::network::{Input, Network, INPUT_SCALE};
 use anyhow::{ensure, Context, Result};
@@ -164,13 +164,10 @@ impl Quantised {
     }
 }
 
-/// What 999 of 1000 values stay below.
+/// The largest value. Not a percentile: the areas that are written are the few at the end.
 fn ceiling(values: impl Iterator<Item = f32>) -> f64 {
-    let mut values: Vec<f32> = values.collect();
-    values.sort_by(f32::total_cmp);
-    let high = values.get((values.len().max(1) - 1) * 999 / 1000).copied().unwrap_or(0.0);
     // A unit that is never active needs some scale.
-    f64::from(high).max(1e-6)
+    f64::from(values.fold(0.0, f32::max)).max(1e-6)
 }
 
 /// The requantiser nearest to a factor.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `presnap-train`: the trainer by itself; `presnap train` is the same.
+//! The trainer by itself, for work on it; `presnap train` is the same.
 
 use clap::Parser;
 use std::process::ExitCode;
