@@ -221,6 +221,12 @@ pub fn default_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// Undoes [`default_sigpipe`]: writing to a reader that has gone is an error, so that there is time to clean up.
+pub fn ignore_sigpipe() {
+    // SAFETY: ignoring needs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@ mod common;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 
 use common::{command, ok, path, refused, stdout, World};
 use presnap_engine::features::FEATURES;
@@ -73,12 +73,15 @@ impl Fake {
         std::fs::read_to_string(self.world.path(name)).expect("read")
     }
 
+    fn command(&self, args: &[&str]) -> Command {
+        let mut c = command(args);
+        c.env("PRESNAP_SYSFS", &self.sysfs);
+        c.env("PRESNAP_DMSETUP", self.world.path("dmsetup"));
+        c
+    }
+
     fn run(&self, args: &[&str]) -> Output {
-        command(args)
-            .env("PRESNAP_SYSFS", &self.sysfs)
-            .env("PRESNAP_DMSETUP", self.world.path("dmsetup"))
-            .output()
-            .expect("runs")
+        self.command(args).output().expect("runs")
     }
 }
 
@@ -181,6 +184,19 @@ fn a_delta_of_a_running_device_is_held_and_released() {
     for words in ["hold 2", "hold 3", "release 2", "release 3"] {
         assert_eq!(log.matches(&format!("0 {words}\n")).count(), 1, "{words}: {log}");
     }
+    // The reader goes away, or somebody wants it to end: released all the same.
+    std::fs::write(f.world.path("log"), "").expect("written");
+    let image = f.world.image_file(3);
+    let mut child = f
+        .command(&["send", "data", "3", "--image-device", path(&image)])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    drop(child.stdout.take());
+    let o = child.wait_with_output().expect("ends");
+    refused(o, "Broken pipe");
+    assert!(f.read("log").contains("release 3"), "{}", f.read("log"));
     // The view of a full send is removed even if it cannot be read.
     std::fs::write(f.world.path("log"), "").expect("written");
     refused(f.run(&["send", "data", "2", "-o", path(&out)]), "image /dev/mapper/presnap-send-2");

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use anyhow::{anyhow, bail, Context, Result};
 use presnap_blockio::{Buffer, Mode};
@@ -60,6 +61,9 @@ impl Args {
         if self.output.is_none() && std::io::stdout().is_terminal() {
             return Err(usage("a stream is not for a terminal: use a pipe or -o FILE"));
         }
+        // However it ends, the snapshot must be released and the view removed.
+        presnap_blockio::ignore_sigpipe();
+        presnap_blockio::stop_on_signals();
         let source = Source::find(&self.device)?;
         let out: Box<dyn Write> = match &self.output {
             Some(path) => Box::new(
@@ -205,8 +209,7 @@ impl Stream {
             self.out.write_all(part).context("writing the stream")?;
             at += u64::from(blocks);
         }
-        self.show();
-        Ok(())
+        self.show()
     }
 
     fn zero(&mut self, start: u64, blocks: u64, discarded: bool) -> Result<()> {
@@ -217,13 +220,17 @@ impl Stream {
             self.out.write_all(&record).context("writing the stream")?;
             at += u64::from(n);
         }
-        self.show();
-        Ok(())
+        self.show()
     }
 
-    fn show(&mut self) {
+    /// Shows how far it is, and ends it if that was asked for.
+    fn show(&mut self) -> Result<()> {
+        if presnap_blockio::stop_on_signals().load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
         let (done, total) = (self.encoder.position().blocks, self.total);
         self.progress.show(|| format!("sent {} of {}", units::blocks(done), units::blocks(total)));
+        Ok(())
     }
 
     fn end(mut self) -> Result<()> {

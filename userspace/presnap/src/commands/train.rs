@@ -10,8 +10,14 @@ use super::trace::record;
 use crate::dm::Dm;
 use crate::units;
 
-/// The trainer's arguments, and what a device needs.
+/// Train a model that predicts where the next writes land
+///
+/// Learns from recorded I/O (trace files, or a presnap device, which is then recorded for --record), quantises to int8
+/// and judges on the last part of the time, against the heuristics that need no training. Beside FILE.psm it writes
+/// FILE.card.json and FILE.card.txt (data, quality, hashes) and FILE.vectors (for `presnap model verify`). The same
+/// data and seed give the same files.
 #[derive(clap::Args)]
+#[group(skip)]
 pub(crate) struct Args {
     #[command(flatten)]
     trainer: presnap_train::cli::Args,
