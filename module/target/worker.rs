@@ -114,7 +114,7 @@ impl Worker {
     fn pass(&mut self) {
         let now = monotonic_ns();
         let ios = self.dev.op.load(Ordering::Relaxed);
-        self.pacer.earn(now, ios, self.dev.gate.in_flight() == 0);
+        self.pacer.earn(now, ios, self.parked.waiting());
         self.reap_copies();
         self.reap_index();
         self.reap_root(now);

@@ -12,6 +12,8 @@ pub const IOS_PER_COPY: u64 = 16;
 pub const FLOOR_PER_S: u64 = 500;
 /// Most copies started at once, after a pause.
 const BURST: u64 = 16;
+/// The foreground is idle when it has done nothing for this long.
+const IDLE_NS: u64 = 5_000_000;
 /// A token, in billionths: the floor is counted by nanoseconds.
 const TOKEN: u64 = 1_000_000_000;
 
@@ -22,16 +24,23 @@ pub struct Pacer {
     tokens: u64,
     last_ns: u64,
     last_ios: u64,
+    /// When the foreground last did something.
+    active_ns: u64,
 }
 
 impl Pacer {
     /// Nothing may be started until something was earned.
     pub const fn new() -> Self {
-        Self { tokens: 0, last_ns: 0, last_ios: 0 }
+        Self { tokens: 0, last_ns: 0, last_ios: 0, active_ns: 0 }
     }
 
-    /// Earns for what the foreground did since the last call. `ios` counts its I/Os since the start.
-    pub fn earn(&mut self, now_ns: u64, ios: u64, idle: bool) {
+    /// Earns for what the foreground did since the last call. `ios` counts its I/Os since the start;
+    /// `waiting` says that some of it waits, for a guard perhaps, and so does nothing.
+    pub fn earn(&mut self, now_ns: u64, ios: u64, waiting: bool) {
+        if ios != self.last_ios || waiting {
+            self.active_ns = now_ns;
+        }
+        let idle = now_ns.saturating_sub(self.active_ns) > IDLE_NS;
         // More than a second of either earns no more than the burst.
         let dt = now_ns.saturating_sub(self.last_ns).min(TOKEN);
         let done = ios.saturating_sub(self.last_ios).min(TOKEN);
@@ -82,11 +91,25 @@ mod tests {
     }
 
     #[test]
+    fn no_limit_while_nobody_else_is_there() {
+        let mut p = Pacer::new();
+        p.earn(1_000_000_000, 7, false);
+        spend_all(&mut p);
+        p.earn(1_004_000_000, 7, false);
+        assert_eq!(spend_all(&mut p), 2, "not idle yet");
+        p.earn(1_006_000_000, 7, false);
+        assert_eq!(spend_all(&mut p), BURST as u32);
+        p.earn(1_006_000_001, 7, false);
+        assert_eq!(spend_all(&mut p), BURST as u32);
+        // A writer that waits does nothing, but is there.
+        p.earn(1_006_000_002, 7, true);
+        assert_eq!(spend_all(&mut p), 0);
+    }
+
+    #[test]
     fn a_pause_earns_no_more_than_the_burst() {
         let mut p = Pacer::new();
         p.earn(u64::MAX / 2, u64::MAX / 2, false);
-        assert_eq!(spend_all(&mut p), BURST as u32);
-        p.earn(u64::MAX / 2, u64::MAX / 2, true);
         assert_eq!(spend_all(&mut p), BURST as u32);
     }
 }

@@ -22,6 +22,11 @@ impl Parked {
     pub(crate) fn new() -> Self {
         Self { bios: BioList::new(), retry: false }
     }
+
+    /// Whether a writer waits.
+    pub(super) fn waiting(&self) -> bool {
+        !self.bios.is_empty()
+    }
 }
 
 impl Worker {

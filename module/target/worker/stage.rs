@@ -236,6 +236,22 @@ impl Stage {
     }
 }
 
+/// Those of the blocks `mask` of an area that were staged and went stale: they still have a slot.
+fn stale_mask(dev: &Device, area: u64, mask: u16) -> u16 {
+    let coming = dev.coming();
+    let slots = dev.slots.lock();
+    (0..16u16).fold(0, |stale, i| {
+        let bit = 1u16 << (i & 15);
+        let block = (area << AREA_BLOCKS_SHIFT).saturating_add(i.into());
+        let staged = mask & bit != 0 && slots.lookup(coming, block).is_some();
+        if staged {
+            stale | bit
+        } else {
+            stale
+        }
+    })
+}
+
 /// The blocks of a chunk, a bit each.
 fn run_mask(run: (u8, u8)) -> u16 {
     let ones = u16::MAX.checked_shr(u32::from(16u8.saturating_sub(run.1))).unwrap_or(0);
@@ -371,7 +387,13 @@ impl Worker {
             if stage.scored % 64 == 1 {
                 stage.sample(&dev, now, area, p_before, horizon);
             }
-            let ranked = policy::decide(&view, p_before, p_after, &ctx);
+            let mut ranked = policy::decide(&view, p_before, p_after, &ctx);
+            // Only an area near the threshold is judged otherwise for having gone stale before.
+            let near = p_before.0 >= ctx.threshold.0 / 2 && p_before < ctx.threshold;
+            if near && ranked.decision != Decision::None {
+                let stale = stale_mask(&dev, area, view.unstaged());
+                ranked = policy::decide(&AreaView { stale, ..view }, p_before, p_after, &ctx);
+            }
             if ranked.decision != Decision::None {
                 let (value, decision) = (ranked.value, ranked.decision);
                 stage.push(Candidate { value, area, decision, score: p_before });
