@@ -255,13 +255,12 @@ def difference(results):
 def main():
     directory, names = sys.argv[1], sys.argv[2:]
     results, troubles = read(directory, names)
-    span = 256 << 20
     judged = []
     for result in results:
         if result["vm"].startswith("repeat"):
             continue
         try:
-            judged.append(judge(result, span))
+            judged.append(judge(result, result.get("origin_mib", 256) << 20))
         except (KeyError, IndexError, TypeError, ZeroDivisionError) as e:
             troubles.append(f"{result['vm']}: {result['system']} {result['variant']} {result['load']}: {e!r}")
     runs = [r for r, _ in judged]

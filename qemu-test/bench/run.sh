@@ -6,7 +6,7 @@
 # The course of a run, in seconds of the guest's clock: the load begins at 0; 0.75 to 1.5 counts as "before"; at 1.5
 # a snapshot with a known T0 is requested (only presnap with a predictor); T0 is at 2.25; the 2 s from there are "after".
 . /presnap/lib.sh
-for file in /presnap/bench.conf; do [ ! -e "$file" ] || . "$file"; done
+[ ! -e /presnap/bench.conf ] || . /presnap/bench.conf
 ORIGIN_MIB=${ORIGIN_MIB:-256}
 STORE_MIB=${STORE_MIB:-448}
 PREFILL=${PREFILL:-1}
@@ -37,7 +37,6 @@ ios() {
 }
 # disk NAME: the kernel's name of a dm device
 disk() { echo "dm-$(dmsetup info -c --noheadings -o minor "$1")"; }
-field() { sed -n "s/.* $1=\([0-9]*\).*/\1/p"; }
 
 # The disks: origin, store (region, cow device or pool data) and meta (of the pool). Written once before anything is
 # measured, because null_blk allocates memory at the first write of a page.
@@ -86,7 +85,7 @@ setup() {
 		CMD="bash /tmp/t0"
 		;;
 	presnap)
-		presnap format --force --origin $O $R >/dev/null
+		presnap format --force --origin $O $R >/dev/null 2>&1
 		case $2 in
 		delta-*) scope=delta ;;
 		image-*) scope=image ;;
@@ -180,8 +179,8 @@ run() {
 	dm-snapshot-*) status=$(dmsetup status s) ;;
 	dm-thin-64) status=$(dmsetup status pool) ;;
 	esac
-	printf '@@ {"system":"%s","variant":"%s","load":"%s","options":"%s","predictor":"%s","held":"%s","state":"%s","status":"%s","store_bytes":%d,"meta_bytes":%d,"foreground_bytes":%d,"result":%s}\n' \
-		"$system" "$variant" "$load" "$*" "$EXTRA" "$held" "$state" "$status" $((store1 - store0)) $((meta1 - meta0)) $((dev1 - dev0)) \
+	printf '@@ {"origin_mib":%d,"system":"%s","variant":"%s","load":"%s","options":"%s","predictor":"%s","held":"%s","state":"%s","status":"%s","store_bytes":%d,"meta_bytes":%d,"foreground_bytes":%d,"result":%s}\n' \
+		"$ORIGIN_MIB" "$system" "$variant" "$load" "$*" "$EXTRA" "$held" "$state" "$status" $((store1 - store0)) $((meta1 - meta0)) $((dev1 - dev0)) \
 		"$(cat /tmp/result 2>/dev/null || true)"
 	teardown
 }
