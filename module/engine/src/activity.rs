@@ -112,8 +112,8 @@ impl AreaState {
         decay(self.d600, self.age_ms(now_ms), Tau::SECONDS_600)
     }
 
-    /// Accounts a write.
-    fn write(&mut self, now_ms: u64) {
+    /// Accounts a write that stands for `weight` like it.
+    fn write(&mut self, now_ms: u64, weight: u32) {
         let gap = self.age_ms(now_ms);
         if self.writes == 0 {
             self.first_write_ms = now_ms;
@@ -127,10 +127,11 @@ impl AreaState {
             self.last_gap_ms = gap;
             self.visits = self.visits.saturating_add(1);
         }
-        self.d10 = self.d10_at(now_ms).saturating_add(COUNT_ONE);
-        self.d60 = self.d60_at(now_ms).saturating_add(COUNT_ONE);
-        self.d600 = self.d600_at(now_ms).saturating_add(COUNT_ONE);
-        self.writes = self.writes.saturating_add(1);
+        let count = COUNT_ONE.saturating_mul(weight);
+        self.d10 = self.d10_at(now_ms).saturating_add(count);
+        self.d60 = self.d60_at(now_ms).saturating_add(count);
+        self.d600 = self.d600_at(now_ms).saturating_add(count);
+        self.writes = self.writes.saturating_add(weight);
         self.last_write_ms = self.last_write_ms.max(now_ms);
     }
 }
@@ -226,6 +227,11 @@ impl<A: DerefMut<Target = [AreaState]>> ActivityTable<A> {
     ///
     /// A read marks areas that are remembered already and adds none.
     pub fn observe(&mut self, record: &IoRecord) {
+        self.observe_weighted(record, 1);
+    }
+
+    /// Accounts a bio that stands for `weight` like it: of a flood, a sample is enough.
+    pub fn observe_weighted(&mut self, record: &IoRecord, weight: u32) {
         let (block, blocks) = blocks_touched(record.sector, record.sectors);
         if blocks == 0 || record.kind == IoKind::Flush {
             return;
@@ -236,10 +242,10 @@ impl<A: DerefMut<Target = [AreaState]>> ActivityTable<A> {
         let now_ms = ns_to_ms(record.time_ns);
         if record.kind.modifies() {
             for area in first..=last {
-                self.write(area_key(area), now_ms);
+                self.write(area_key(area), now_ms, weight);
             }
             for region in first >> REGION_AREAS_SHIFT..=last >> REGION_AREAS_SHIFT {
-                self.write(region_key(region << REGION_AREAS_SHIFT), now_ms);
+                self.write(region_key(region << REGION_AREAS_SHIFT), now_ms, weight);
             }
         } else {
             let stamp = u32::try_from(now_ms / 1000).unwrap_or(u32::MAX).saturating_add(1);
@@ -262,9 +268,9 @@ impl<A: DerefMut<Target = [AreaState]>> ActivityTable<A> {
         self.entries.get_mut(start..start.wrapping_add(WAYS))?.iter_mut().find(|e| e.key == key)
     }
 
-    fn write(&mut self, key: u64, now_ms: u64) {
+    fn write(&mut self, key: u64, now_ms: u64, weight: u32) {
         if let Some(entry) = self.find_mut(key) {
-            entry.write(now_ms);
+            entry.write(now_ms, weight);
             return;
         }
         let start = self.set_start(key);
@@ -277,7 +283,7 @@ impl<A: DerefMut<Target = [AreaState]>> ActivityTable<A> {
                 self.evictions = self.evictions.saturating_add(1);
             }
             *entry = AreaState { key, ..AreaState::EMPTY };
-            entry.write(now_ms);
+            entry.write(now_ms, weight);
         }
     }
 }
@@ -327,6 +333,20 @@ mod tests {
         t.observe(&rec(11_100, IoKind::WriteZeroes, 16, 1));
         let a = t.get(1).unwrap();
         assert_eq!((a.last_gap_ms, a.writes, a.visits), (10_000, 3, 2));
+    }
+
+    #[test]
+    fn a_sample_counts_for_what_it_stands() {
+        let (mut all, mut sampled) = (table(64), table(64));
+        for i in 0..40 {
+            all.observe(&rec(1_000 + i, IoKind::Write, 16, 1));
+            if i % 8 == 0 {
+                sampled.observe_weighted(&rec(1_000 + i, IoKind::Write, 16, 1), 8);
+            }
+        }
+        let (a, s) = (*all.get(1).unwrap(), *sampled.get(1).unwrap());
+        assert_eq!((a.writes, a.visits), (s.writes, s.visits));
+        assert!(a.d10.abs_diff(s.d10) < COUNT_ONE / 4 && a.d600.abs_diff(s.d600) < COUNT_ONE / 4);
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl DeviceRate {
     /// A burst has at least this many writes in its first second.
     const BURST_WRITES: u32 = 8 * COUNT_ONE;
 
-    fn write(&mut self, now_ms: u64) {
+    fn write(&mut self, now_ms: u64, weight: u32) {
         let dt = now_ms.saturating_sub(self.last_write_ms);
         self.first_write_ms = self.first_write_ms.or(Some(now_ms));
         self.last_write_ms = self.last_write_ms.max(now_ms);
@@ -92,8 +92,9 @@ impl DeviceRate {
         if u64::from(d1) * 120 < u64::from(d60) * 3 {
             self.in_burst = false;
         }
-        self.d1 = d1.saturating_add(COUNT_ONE);
-        self.d60 = d60.saturating_add(COUNT_ONE);
+        let count = COUNT_ONE.saturating_mul(weight);
+        self.d1 = d1.saturating_add(count);
+        self.d60 = d60.saturating_add(count);
         if !self.in_burst
             && self.d1 >= Self::BURST_WRITES
             && u64::from(self.d1) * 60 > u64::from(self.d60) * 3
@@ -241,9 +242,17 @@ where
 {
     /// Accounts a bio.
     pub fn observe(&mut self, record: &IoRecord) {
-        self.activity.observe(record);
+        self.observe_weighted(record, 1);
+    }
+
+    /// Accounts a bio that stands for `weight` like it.
+    ///
+    /// Counts stay right in the mean; streams see only the bios that are given, so a sample should
+    /// be of neighbours in time.
+    pub fn observe_weighted(&mut self, record: &IoRecord, weight: u32) {
+        self.activity.observe_weighted(record, weight);
         if record.kind.modifies() && record.sectors != 0 {
-            self.rate.write(ns_to_ms(record.time_ns));
+            self.rate.write(ns_to_ms(record.time_ns), weight);
             self.streams.observe(record);
         }
     }

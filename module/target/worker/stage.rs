@@ -39,7 +39,11 @@ const AFTER_NS: u64 = 5_000_000_000;
 const NEAR_TICK_NS: u64 = 20_000_000;
 /// Records taken in one pass, and areas scored in one: small, because a kernel thread that does not
 /// sleep may keep others from the CPU until the next tick of the scheduler.
-const RECORDS: usize = 32;
+const RECORDS: usize = 128;
+/// Of them, at least so many are accounted one by one, and one more for each so many nanoseconds
+/// since the last pass: 20,000 a second.
+const OBSERVED_PER_PASS: u64 = 8;
+const NS_PER_OBSERVATION: u64 = 50_000;
 const SCORED_PER_PASS: usize = 16;
 /// Predictions waiting to be judged.
 const SAMPLES: usize = 512;
@@ -77,6 +81,7 @@ pub(crate) struct Stage {
     predictor: Predictor<KVVec<AreaState>, KVVec<StreamHead>>,
     records: KVVec<IoRecord>,
     ring_cursor: u64,
+    observed_ns: u64,
     throttle: Throttle,
     trigger: Trigger,
     config: TriggerConfig,
@@ -111,6 +116,7 @@ impl Stage {
             predictor: Predictor::new(areas, streams).ok_or(EINVAL)?,
             records: array_of(RECORDS, blank)?,
             ring_cursor: 0,
+            observed_ns: 0,
             throttle: Throttle::new(ThrottleConfig::default()),
             trigger: Trigger::new(config, presnap_abi::clock::monotonic_ns()),
             config,
@@ -191,10 +197,20 @@ impl Stage {
     }
 
     /// Takes in some of what was recorded; whether there is more.
-    fn observe(&mut self, dev: &Device) -> bool {
+    ///
+    /// To account a record costs a good part of what the bio itself did. So of a flood only the
+    /// first few of a batch are, and stand for the rest.
+    fn observe(&mut self, dev: &Device, now: u64) -> bool {
         let outcome = dev.ring.read(&mut self.ring_cursor, &mut self.records);
-        for record in self.records.iter().take(outcome.count) {
-            self.predictor.observe(record);
+        let dt = now.saturating_sub(self.observed_ns);
+        self.observed_ns = now;
+        let affordable = (dt / NS_PER_OBSERVATION).max(OBSERVED_PER_PASS);
+        let observed = outcome.count.min(usize::try_from(affordable).unwrap_or(usize::MAX));
+        let rest = outcome.count.saturating_sub(observed);
+        for (i, record) in self.records.iter().take(observed).enumerate() {
+            // Shares the rest evenly: the weights add up to the count.
+            let share = rest.saturating_add(i).checked_div(observed).unwrap_or(0);
+            self.predictor.observe_weighted(record, share.saturating_add(1) as u32);
         }
         outcome.count == RECORDS
     }
@@ -323,7 +339,7 @@ impl Worker {
             return;
         }
         let dev = self.dev.clone();
-        self.stage.behind = self.stage.observe(&dev);
+        self.stage.behind = self.stage.observe(&dev, now);
         let phase = self.snapshot.phase();
         let before_t0 = matches!(phase, Phase::Idle | Phase::Pending { .. });
         if !before_t0 || self.stage.paused || !self.healthy() {
