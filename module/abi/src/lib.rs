@@ -10,7 +10,12 @@ mod bindings;
 pub mod bio;
 pub mod clock;
 pub mod dm;
+pub mod global;
 pub mod io;
 pub mod memory;
 pub mod sysfs;
 pub mod thread;
+
+/// For the macros of this crate.
+#[doc(hidden)]
+pub use kernel as kernel_crate;
