@@ -23,7 +23,7 @@ pub enum Knob {
     HorizonMs,
     /// How often the predictor runs.
     TickMs,
-    /// How long before a known T0 hot blocks are copied and mirrored.
+    /// How long before a known T0 what is left is copied, hot or not, and mirrored.
     LeadMs,
     /// Most blocks staged for the coming snapshot; 0 for a half of the region.
     StagingBudgetBlocks,

@@ -17,7 +17,7 @@ pub const CLEAN_WINDOW_NS: u64 = 5_000_000_000;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Mirror {
-    /// In the lead window before a known T0, those likely to be written before it.
+    /// In the lead window before a known T0.
     #[default]
     Auto = 0,
     /// Never.
@@ -199,7 +199,8 @@ fn decide_dirty(view: &AreaView, p_before: Prob, p_after: Prob, ctx: &Context) -
     let mirrored = match ctx.mirror {
         Mirror::Off => false,
         Mirror::Force => true,
-        Mirror::Auto => in_lead && !cold,
+        // A mirror costs nothing until its block is written, and then it saves the copy.
+        Mirror::Auto => in_lead,
     };
     let decision =
         if mirrored { Decision::StageMirrored { mask } } else { Decision::Stage { mask } };
@@ -310,7 +311,11 @@ mod tests {
             decide(&dirty(1), p(800), p(0), &lead).decision,
             Decision::StageMirrored { mask: 1 }
         );
-        assert_eq!(decide(&dirty(1), p(100), p(0), &lead).decision, Decision::Stage { mask: 1 });
+        // In the lead the cold are mirrored, too: that costs nothing unless they are written.
+        assert_eq!(
+            decide(&dirty(1), p(100), p(0), &lead).decision,
+            Decision::StageMirrored { mask: 1 }
+        );
         let unmirrored = Context { mirror: Mirror::Off, ..lead };
         assert_eq!(
             decide(&dirty(1), p(800), p(0), &unmirrored).decision,
