@@ -25,6 +25,8 @@ use guard::Parked;
 use index::IndexWriter;
 use kernel::prelude::*;
 use kernel::sync::Arc;
+use kernel::time::delay::fsleep;
+use kernel::time::Delta;
 use presnap_abi::clock::monotonic_ns;
 use presnap_abi::io::Client;
 use presnap_abi::thread::{let_others_run, should_stop, Body};
@@ -173,7 +175,8 @@ impl Worker {
             if !self.busy() && !self.removal.pending() && !self.root.dirty() {
                 break;
             }
-            self.dev.wake.wait(1_000);
+            // Not the wake: told to stop, this thread does not sleep on it any more.
+            fsleep(Delta::from_millis(1));
         }
         self.close_root();
     }
