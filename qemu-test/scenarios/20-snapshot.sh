@@ -53,4 +53,12 @@ fill 4k 3M 4
 sum /dev/mapper/v2 >/tmp/image
 cmp /tmp/now /tmp/image && ok "image 2 after more overwrites"
 dmsetup remove v2
+seal scope delta
+for id in 2 3; do
+	dmsetup message p 0 delete $id
+	wait_for 10 sh -c "! dmsetup message p 0 list | grep -q '^$id '"
+done
+fill 4k 1M 5
+seal scope delta | tee /tmp/seal
+grep -q "^4 sealed .* base=3 " /tmp/seal && ok "a deleted snapshot is still the base of the next"
 dmsetup remove p

@@ -54,10 +54,8 @@ impl Worker {
         if !removed {
             return;
         }
-        if self.base_id == id {
-            // Nothing is left to be the base of the next delta.
-            self.base_id = 0;
-        }
+        // It may be the base of the next delta and stays that: the delta is what changed since its
+        // T0, and a replica that holds it needs no more.
         self.removal.step = Step::Root(id);
         self.root.mark();
         if !self.snapshot.phase().after_t0() {
