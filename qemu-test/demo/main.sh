@@ -157,7 +157,8 @@ phase off off
 end_latency
 
 step "the end of the load"
-kill -INT $load_pid
+# Not INT, which a shell in the background lets its children ignore.
+pkill -TERM -x pgbench || kill -TERM $load_pid
 wait $load_pid || :
 tail -n 12 $W/load | sed 's/^/    /'
 logged pg_stop as_postgres pg_ctl -D $PGDATA -w -m fast stop
