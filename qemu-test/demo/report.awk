@@ -32,7 +32,7 @@ END {
 	printf "{\"kernel\": \"%s\",\n \"snapshots\": [", kernel
 	for (k = 1; k <= n; k++) {
 		id = order[k]
-		printf "%s\n  {\"id\": %d, \"predictor\": \"%s\", \"freeze_us\": %s, \"inflight_wait_us\": %s, \"seal_ms\": %.3f, \"delta_blocks\": %s, ", k > 1 ? "," : "", id, predictor[id],
+		printf "%s\n  {\"id\": %d, \"predictor\": \"%s\", \"freeze_us\": %s, \"inflight_wait_us\": %s, \"seal_ms\": %.3f, \"delta_blocks\": %s, ", (k > 1 ? "," : ""), id, predictor[id],
 			num(v[id, "freeze_us"]), num(v[id, "inflight_wait_us"]), v[id, "seal_us"] / 1000, num(v[id, "delta_blocks"])
 		printf "\"staged_valid_blocks\": %s, \"final_copy_blocks\": %s, \"guarded_blocks\": %s, \"drained_blocks\": %s, \"copied_blocks_total\": %s, ",
 			num(v[id, "staged_valid_blocks"]), num(v[id, "final_copy_blocks"]), num(v[id, "guarded_blocks"]), num(v[id, "drained_blocks"]), num(v[id, "copied_blocks_total"])
