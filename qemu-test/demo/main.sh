@@ -75,7 +75,7 @@ logged pg_start as_postgres pg_ctl -D $PGDATA -l $MNT/server.log -w -t 120 start
 step "pgbench: $((SCALE * 100000)) accounts"
 during "pgbench makes its tables" logged pgbench_init as_postgres pgbench -i -q -s "$SCALE" -h /run/postgresql postgres
 sync
-as_postgres pgbench -h /run/postgresql -n -c "$CLIENTS" -j 1 -R "$RATE" -T 36000 -P 10 postgres >$W/load 2>&1 &
+setpriv --reuid=postgres --regid=postgres --clear-groups pgbench -h /run/postgresql -n -c "$CLIENTS" -j 1 -R "$RATE" -T 36000 -P 10 postgres >$W/load 2>&1 &
 load_pid=$!
 wait_for 60 grep -q progress $W/load
 step "the load runs: $CLIENTS clients, $RATE transactions/s asked for"
@@ -112,7 +112,7 @@ running
 follow_latency
 last=$baseline
 phase() { # phase PREDICTOR NAME
-	local first n=0 id stopper until
+	local first n=0 id used stopper until
 	knob predictor "$1"
 	knob dry_run 0
 	first=$last
@@ -126,6 +126,8 @@ phase() { # phase PREDICTOR NAME
 			sealed "$first" >>$W/seen
 		done
 		knob schedule_ms 0
+		# What comes next is not mixed: nothing is staged for the first snapshot of the next phase.
+		knob predictor off
 	) &
 	stopper=$!
 	until=$((SECONDS + SNAPSHOTS * (SCHEDULE_MS / 1000 + 60)))
@@ -142,7 +144,9 @@ phase() { # phase PREDICTOR NAME
 			[ "$(state $last | cut -d' ' -f2)" = unknown ] || step "snapshot $(state $last)"
 		done
 		state "$id" >>$W/states
-		presnap show $DEV "$id" --json | awk -F'"' -v id="$id" '$2 == "predictor" {print id, $4}' >>$W/predictors
+		used=$(presnap show $DEV "$id" --json | awk -F'"' '$2 == "predictor" {print $4}')
+		[ "$used" = "$1" ] || die "snapshot $id was made with predictor $used, not $1"
+		echo "$id $used" >>$W/predictors
 		replicate "$id" "$replica_holds"
 		prove "$id"
 		presnap rm $DEV "$id"
@@ -156,11 +160,13 @@ phase model "$MODEL"
 phase off off
 end_latency
 
-step "the end of the load"
-# Not INT, which a shell in the background lets its children ignore.
-pkill -TERM -x pgbench || kill -TERM $load_pid
+running
+kill -TERM $load_pid
 wait $load_pid || :
-tail -n 12 $W/load | sed 's/^/    /'
+step "the end of the load: $(awk '/^progress:/ {n++; tps += $4; for (i = 2; i <= NF; i++) if ($i ~ /^failed/) failed += $(i - 1)}
+	END {printf "%.1f transactions/s, %d failed", tps / n, failed}' $W/load)"
+grep -v '^progress:' $W/load | tail -n 5
+! grep -q 'progress.* [1-9][0-9]* failed' $W/load || die "transactions failed"
 logged pg_stop as_postgres pg_ctl -D $PGDATA -w -m fast stop
 umount $MNT
 presnap stats $DEV

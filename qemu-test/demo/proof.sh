@@ -11,7 +11,7 @@ low() (
 )
 # replicate ID BASE: sends to the replica; BASE 0 sends the whole image
 replicate() {
-	local begin=$SECONDS how=(--base "$2") spool=(--spool $W)
+	local begin=$SECONDS how=(--base "$2") spool=(--spool "$W")
 	# Nothing is lost if the first one fails: the replica holds nothing yet.
 	[ "$2" != 0 ] || how=() spool=(--no-spool)
 	if ! low 5 presnap send $DEV "$1" "${how[@]}" 2>$W/send.log | low 5 presnap receive "$S" "${spool[@]}" >$W/receive.log 2>&1; then

@@ -18,21 +18,26 @@ function kib(blocks) {return blocks * 4}
 function yes(x) {return x == 1 ? "yes" : "NO"}
 END {
 	if (table == 1) {
-		print "             freeze  inflight    seal |     KiB of the delta:  in the                    |  hits  KiB copied |  write p99, ms  | replica  fsck   db"
-		print " id predict.     ms   wait ms      ms |    all  staged  freeze  guarded  drained         |        for nothing| before   after  | equal   clean   ok"
+		print "              freeze inflight    seal |              KiB of the delta                | hit  waste |  write p99, ms | replica  fsck   db"
+		print " id predictor     ms  wait ms      ms |    all   staged  freeze  guarded  drained    |   %    KiB | before   after |   equal clean   ok"
 		for (k = 1; k <= n; k++) {
 			id = order[k]
-			printf "%3d %-7s %7s %9s %7s | %6d  %6d  %6d  %7d  %7d         | %5d  %10d | %6s  %6s  | %-6s  %-5s  %s\n",
+			delta = v[id, "delta_blocks"]
+			printf "%3d %-9s %6s %8s %7s | %6d   %6d  %6d  %7d  %7d    | %3d %6d | %6s  %6s | %7s %5s %4s\n",
 				id, predictor[id], ms(v[id, "freeze_us"]), ms(v[id, "inflight_wait_us"]), ms(v[id, "seal_us"]),
-				kib(v[id, "delta_blocks"]), kib(v[id, "staged_valid_blocks"]), kib(v[id, "final_copy_blocks"]), kib(v[id, "guarded_blocks"]), kib(v[id, "drained_blocks"]),
-				v[id, "hits"], kib(v[id, "wasted"]), ms(p99[id, "before"]), ms(p99[id, "after"]), yes(equal[id]), yes(fsck[id]), yes(db[id])
+				kib(delta), kib(v[id, "staged_valid_blocks"]), kib(v[id, "final_copy_blocks"]), kib(v[id, "guarded_blocks"]), kib(v[id, "drained_blocks"]),
+				(delta == 0 ? 0 : 100 * v[id, "hits"] / delta), kib(v[id, "wasted"]), ms(p99[id, "before"]), ms(p99[id, "after"]), yes(equal[id]), yes(fsck[id]), yes(db[id])
 		}
+		print ""
+		print "all: written since the snapshot before. staged: copied before T0 and still valid. freeze: copied while writes were held."
+		print "guarded: copied because a write was about to change it. drained: copied after T0. hit: staged of all. waste: staged, then stale."
+		print "write p99: of all writes to the device that ended in the 2 s before T0, and that ended after it and began in the 2 s after it."
 		exit
 	}
 	printf "{\"kernel\": \"%s\",\n \"snapshots\": [", kernel
 	for (k = 1; k <= n; k++) {
 		id = order[k]
-		printf "%s\n  {\"id\": %d, \"predictor\": \"%s\", \"freeze_us\": %s, \"inflight_wait_us\": %s, \"seal_ms\": %.3f, \"delta_blocks\": %s, ", (k > 1 ? "," : ""), id, predictor[id],
+		printf "%s\n  {\"id\": %d, \"predictor\": \"%s\", \"freeze_us\": %s, \"inflight_wait_us\": %s, \"seal_ms\": %.3f, \"delta_blocks\": %s, ", ((k == 1 ? "" : ",")), id, predictor[id],
 			num(v[id, "freeze_us"]), num(v[id, "inflight_wait_us"]), v[id, "seal_us"] / 1000, num(v[id, "delta_blocks"])
 		printf "\"staged_valid_blocks\": %s, \"final_copy_blocks\": %s, \"guarded_blocks\": %s, \"drained_blocks\": %s, \"copied_blocks_total\": %s, ",
 			num(v[id, "staged_valid_blocks"]), num(v[id, "final_copy_blocks"]), num(v[id, "guarded_blocks"]), num(v[id, "drained_blocks"]), num(v[id, "copied_blocks_total"])
