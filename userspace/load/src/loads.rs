@@ -2,8 +2,9 @@
 
 //! What each load does next.
 
-use crate::zipf::{Rng, Zipf};
+use crate::zipf::Zipf;
 use crate::Load;
+use fastrand::Rng;
 
 const PAGE: u64 = 4096;
 /// Random places drawn before the start; the run goes round in them, from another one each time.
@@ -58,7 +59,7 @@ impl Plan {
         reads: u32,
         seed: u64,
     ) -> Self {
-        let mut rng = Rng::new(seed);
+        let mut rng = Rng::with_seed(seed);
         let log_start = if load == Load::Mixed { span / 16 * 15 / PAGE * PAGE } else { span };
         // Pages of up to 16 KiB must fit before the log.
         let pages = log_start / PAGE - 3;
@@ -71,7 +72,7 @@ impl Plan {
             for _ in 0..DRAWN {
                 // Hot groups are spread over the whole span.
                 let group = zipf.draw(&mut rng) * step % groups;
-                places.push((group * cluster + rng.below(cluster)) as u32);
+                places.push((group * cluster + rng.u64(..cluster)) as u32);
             }
         }
         Self {
@@ -125,7 +126,7 @@ impl Plan {
             // One log writer, which waits for each of its writes; the others write and read pages.
             Load::Mixed if slot == 0 => Some(self.log()),
             Load::Mixed => {
-                let dice = self.rng.next() >> 32;
+                let dice = self.rng.u64(..) >> 32;
                 let offset = self.place();
                 let reads = u64::from(self.reads);
                 if dice % 100 < reads {
@@ -143,7 +144,7 @@ impl Plan {
             self.since_flush = 0;
             return Request { op: Op::Flush, offset: 0, len: 0 };
         }
-        let len = 4096 * (1 + (self.rng.next() >> 40) as u32 % 2);
+        let len = 4096 * (1 + (self.rng.u64(..) >> 40) as u32 % 2);
         if self.log_at + u64::from(len) > self.span {
             self.log_at = self.log_start;
         }

@@ -3,37 +3,7 @@
 //! Zipf-distributed ranks for any skew, by rejection-inversion (W. Hörmann, G. Derflinger, "Rejection-inversion to
 //! generate variates from monotone discrete distributions", 1996), which needs no table and no sum over all ranks.
 
-/// A seeded generator (xorshift64*).
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    /// A generator for a seed.
-    pub(crate) fn new(seed: u64) -> Self {
-        let mut rng = Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        for _ in 0..4 {
-            rng.next();
-        }
-        rng
-    }
-
-    /// The next 64 bits.
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// A number below `n`, which is not 0.
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 11) % n.max(1)
-    }
-
-    /// A number in [0, 1).
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
+use fastrand::Rng;
 
 /// The distribution: rank k (from 0) of `n` has a weight of (k + 1)^-theta.
 pub(crate) struct Zipf {
@@ -76,7 +46,7 @@ impl Zipf {
     /// Draws a rank.
     pub(crate) fn draw(&self, rng: &mut Rng) -> u64 {
         loop {
-            let u = self.hn + rng.unit() * (self.x1 - self.hn);
+            let u = self.hn + rng.f64() * (self.x1 - self.hn);
             let x = self.inverse(u);
             let k = x.round().clamp(1.0, self.n);
             if k - x <= self.s || u >= self.integral(k + 0.5) - k.powf(-self.theta) {
@@ -95,7 +65,7 @@ mod tests {
         for theta in [0.0, 0.5, 1.0, 1.1, 2.0] {
             let n = 1000;
             let z = Zipf::new(n, theta);
-            let mut rng = Rng::new(3);
+            let mut rng = Rng::with_seed(3);
             let draws = 400_000;
             let mut seen = vec![0u64; n as usize];
             for _ in 0..draws {
