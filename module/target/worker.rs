@@ -104,8 +104,12 @@ impl Worker {
         })
     }
 
-    /// Lets others have the CPU when this pass has run for a while.
+    /// Lets others have the CPU when this pass has run for a while; not while writers are held, who
+    /// would wait for all of them.
     fn breathe(&mut self) {
+        if self.dev.gate.is_closed() {
+            return;
+        }
         let now = monotonic_ns();
         if now.saturating_sub(self.breath_ns) > LONGEST_BREATH_NS {
             let_others_run();
@@ -169,16 +173,34 @@ impl Worker {
     /// Ends in order: no snapshot is left half made, the root says so.
     fn close(&mut self) {
         self.report(Event::Fail(DropReason::Closed));
-        // The target's bios have all ended; what is in flight is ours.
-        for _ in 0..10_000 {
-            self.pass_closing();
-            if !self.busy() && !self.removal.pending() && !self.root.dirty() {
-                break;
-            }
-            // Not the wake: told to stop, this thread does not sleep on it any more.
-            fsleep(Delta::from_millis(1));
-        }
+        self.stage.pause();
+        self.settle(|w| !w.jobs.any_active());
+        // What was staged has no use any more; the index is made to say so, and what removals freed.
+        self.forget_staged();
+        self.settle(|w| {
+            let idle = !w.busy() && !w.removal.pending() && !w.root.dirty();
+            idle && (w.index.clean() || !w.healthy())
+        });
         self.close_root();
+    }
+
+    /// Goes on with what is under way until `done`, for at most ten seconds of waiting for I/O.
+    ///
+    /// The target's bios have all ended by then; what is in flight is ours.
+    fn settle(&mut self, done: impl Fn(&Self) -> bool) {
+        let mut waited_ms = 0;
+        while waited_ms < 10_000 {
+            self.progress = false;
+            self.pass_closing();
+            if done(self) {
+                return;
+            }
+            if !self.progress {
+                // Not the wake: told to stop, this thread does not sleep on it any more.
+                fsleep(Delta::from_millis(1));
+                waited_ms += 1;
+            }
+        }
     }
 
     fn pass_closing(&mut self) {
@@ -188,6 +210,8 @@ impl Worker {
         self.reap_root(now);
         self.reap_manifest(now);
         self.run_removal();
+        self.index.flush = true;
+        self.write_index();
         self.write_root();
     }
 }

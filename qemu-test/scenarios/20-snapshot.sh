@@ -43,7 +43,8 @@ dmsetup remove v2
 dmsetup message p 0 list
 grep . /sys/block/dm-0/presnap/stats/*
 dmsetup remove p
-presnap check --data "$R"
+presnap check --data "$R" | tee /tmp/check
+! grep -q "belong to no snapshot" /tmp/check || die "the close has left slots that belong to nobody"
 dmsetup create p --table "0 $(sectors "$O") presnap $O $R"
 dmsetup status p
 dmsetup create v2 --readonly --table "0 $(sectors "$O") presnap-image /dev/mapper/p 2"
