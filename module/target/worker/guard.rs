@@ -4,7 +4,7 @@
 
 use super::copy::{NotStarted, Purpose, RUN_BLOCKS};
 use super::Worker;
-use crate::device::{add, Guard};
+use crate::device::{add, Guard, Health};
 use crate::route::{PerBio, Route};
 use core::sync::atomic::Ordering;
 use presnap_abi::bio::{Bio, BioList, STS_NOSPC};
@@ -112,13 +112,21 @@ impl Worker {
         self.parked.bios.push(bio);
     }
 
-    /// A guard found the region full. Makes room, or gives the snapshot up, so that the writer can
-    /// go on; `false` if the writer has to fail instead.
+    /// A guard found the region full. Makes room, waits for it, or gives the snapshot up, so that the
+    /// writer can go on; `false` if the writer has to fail instead.
     fn guard_is_full(&mut self) -> bool {
-        if self.drop_staged() > 0 {
+        if self.removal.pending() || self.drop_staged() > 0 {
             return true;
         }
         if self.dev.fail_writes.load(Ordering::Relaxed) {
+            if self.dev.health() == Health::Good {
+                self.dev.set_health(Health::Overflow);
+                pr_warn!(
+                    "{}: the region is full; writes that need room in it fail\n",
+                    self.dev.region.number()
+                );
+                self.dev.raise_event();
+            }
             return false;
         }
         self.overflow();
@@ -127,7 +135,12 @@ impl Worker {
 
     /// The region has no room for what the unfinished snapshot, or else the images, need.
     pub(super) fn overflow(&mut self) {
-        self.dev.set_health(crate::device::Health::Overflow);
+        if self.removal.pending() {
+            // Slots are being freed, perhaps those of a snapshot that was dropped a moment ago: who
+            // needs room tries again, before anything else is given up.
+            return;
+        }
+        self.dev.set_health(Health::Overflow);
         if self.snapshot.phase().after_t0() {
             pr_warn!(
                 "{}: the region is full; snapshot {} is dropped\n",

@@ -3,7 +3,7 @@
 //! Taking snapshots away: deletion, undoing an unfinished one, and losing images.
 
 use super::Worker;
-use crate::device::{add, Guard};
+use crate::device::{add, Guard, Health};
 use crate::region::image_is_live;
 use kernel::prelude::*;
 use presnap_engine::freeze::{DropReason, Event};
@@ -16,31 +16,42 @@ const STEP: u32 = 512;
 enum Step {
     None,
     /// The record is gone from the root in memory, and must be gone on disk before its slots are
-    /// used again.
-    Root(u32),
+    /// used again; then comes the next step.
+    Root(After),
     /// Its slots are being freed, from this one on.
     Free(u32, u32),
     /// An unfinished snapshot's slots are freed, or given to the one before.
     Undo(u32, u32),
 }
 
+/// What comes when the root is durable.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum After {
+    Free(u32),
+    Undo(u32),
+}
+
 /// The removal under way, one at a time.
 pub(crate) struct Removal {
     step: Step,
+    /// The unfinished snapshot to be undone next.
+    undo: Option<Step>,
 }
 
 impl Removal {
     pub(crate) fn new() -> Self {
-        Self { step: Step::None }
+        Self { step: Step::None, undo: None }
     }
 
     pub(crate) fn pending(&self) -> bool {
-        self.step != Step::None
+        self.step != Step::None || self.undo.is_some()
     }
 
     pub(super) fn root_durable(&mut self) {
-        if let Step::Root(id) = self.step {
-            self.step = Step::Free(id, 0);
+        match self.step {
+            Step::Root(After::Free(id)) => self.step = Step::Free(id, 0),
+            Step::Root(After::Undo(id)) => self.step = Step::Undo(id, 0),
+            _ => {}
         }
     }
 }
@@ -56,7 +67,7 @@ impl Worker {
         }
         // It may be the base of the next delta and stays that: the delta is what changed since its
         // T0, and a replica that holds it needs no more.
-        self.removal.step = Step::Root(id);
+        self.removal.step = Step::Root(After::Free(id));
         self.root.mark();
         if !self.snapshot.phase().after_t0() {
             self.relax_guard();
@@ -64,8 +75,24 @@ impl Worker {
     }
 
     pub(super) fn run_removal(&mut self) {
+        if self.removal.step == Step::None {
+            if let Some(undo) = self.removal.undo.take() {
+                self.removal.step = undo;
+                self.progress = true;
+                if matches!(undo, Step::Root(_)) {
+                    self.root.mark();
+                }
+            }
+        }
         match self.removal.step {
-            Step::None | Step::Root(_) => {}
+            Step::None => {}
+            Step::Root(_) => {
+                if !self.healthy() {
+                    // It never will be; and nothing is written to the region any more.
+                    self.removal.root_durable();
+                    self.progress = true;
+                }
+            }
             Step::Free(id, mut cursor) => {
                 let end = cursor.saturating_add(STEP).min(self.dev.layout.slots);
                 while cursor < end {
@@ -80,11 +107,16 @@ impl Worker {
                     cursor = cursor.saturating_add(1);
                 }
                 self.progress = true;
-                self.removal.step = if cursor >= self.dev.layout.slots {
-                    Step::None
-                } else {
-                    Step::Free(id, cursor)
-                };
+                if cursor < self.dev.layout.slots {
+                    self.removal.step = Step::Free(id, cursor);
+                    return;
+                }
+                self.removal.step = Step::None;
+                // There is room again, and writers may be waiting for it.
+                if self.dev.health() == Health::Overflow {
+                    self.dev.set_health(Health::Good);
+                }
+                self.parked.retry = true;
             }
             Step::Undo(id, cursor) => self.undo_step(id, cursor),
         }
@@ -117,13 +149,18 @@ impl Worker {
         if self.record.base_id == 0 && self.base_id != 0 {
             self.dev.full_needed.store(true, core::sync::atomic::Ordering::Relaxed);
         }
-        self.removal.step = Step::Undo(self.record.id, 0);
+        // While it was being sealed its record was in the root, and may be on disk.
+        let id = self.record.id;
+        let recorded = self.dev.root.lock().remove(id).is_some();
+        // After a deletion under way, which must free all of its slots.
+        self.removal.undo =
+            Some(if recorded { Step::Root(After::Undo(id)) } else { Step::Undo(id, 0) });
         self.parked.retry = true;
     }
 
     fn undo_step(&mut self, id: u32, mut cursor: u32) {
-        if self.copies_of(id) {
-            return; // They end soon, and may still enter slots into the table.
+        if self.copies_of(id) || self.manifest.in_flight() {
+            return; // They end soon, and may still enter slots into the table, or write to them.
         }
         let image = self.dev.guard() == Guard::Image;
         let heir = if image { self.base_id } else { 0 };
@@ -133,9 +170,11 @@ impl Worker {
                 let mut slots = self.dev.slots.lock();
                 match slots.entry(cursor) {
                     Some(e) if e.snapshot == id => {
+                        // A guard may be copying it for the heir already, into another slot.
                         let needed = heir != 0
                             && e.kind == SlotKind::Data
-                            && slots.lookup(heir, e.block).is_none();
+                            && slots.lookup(heir, e.block).is_none()
+                            && !self.jobs.covers(e.block, 1);
                         if !(needed && slots.reassign(cursor, heir).is_ok()) {
                             slots.free(cursor);
                         }
@@ -155,6 +194,7 @@ impl Worker {
             return;
         }
         self.removal.step = Step::None;
+        self.forget_manifest();
         let g = &self.dev.generations;
         g.delta().clear_all();
         g.former().clear_all();

@@ -183,6 +183,14 @@ impl Worker {
         }
     }
 
+    /// The snapshot was dropped: gives back the slot of a page that was not written.
+    pub(super) fn forget_manifest(&mut self) {
+        let slot = core::mem::replace(&mut self.manifest.slot, NO_SLOT);
+        if slot != NO_SLOT {
+            self.dev.slots.lock().free(slot);
+        }
+    }
+
     fn page_slot(&mut self) -> Option<u32> {
         let found = self.dev.slots.lock().alloc_run(1);
         if found.is_none() {
