@@ -23,9 +23,9 @@ eq() { [ "$1" = "$2" ] || die "$3: got '$1', want '$2'"; }
 _mark=0
 log_mark() {
 	_mark=$((_mark + 1))
-	echo "<7>presnap-mark-$_mark-" >/dev/kmsg
+	echo "<7>presnap-mark-$$-$_mark-" >/dev/kmsg
 }
-log_since() { dmesg | sed "1,/presnap-mark-$_mark-/d"; }
+log_since() { dmesg | sed "1,/presnap-mark-$$-$_mark-/d"; }
 
 # expect_fail [-m TEXT] COMMAND...: the command must fail; with -m its output or the kernel's log must contain TEXT.
 expect_fail() {
