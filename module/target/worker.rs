@@ -152,6 +152,7 @@ impl Worker {
         if self.dev.health() != Health::Invalid {
             pr_err!("{}: I/O error on the region; snapshots are off\n", self.dev.region.number());
             self.dev.set_health(Health::Invalid);
+            self.index.fail();
         }
         self.report(Event::Fail(DropReason::IoError));
         self.lose_images(DropReason::IoError);
@@ -178,8 +179,8 @@ impl Worker {
         // What was staged has no use any more; the index is made to say so, and what removals freed.
         self.forget_staged();
         self.settle(|w| {
-            let idle = !w.busy() && !w.removal.pending() && !w.root.dirty();
-            idle && (w.index.clean() || !w.healthy())
+            let idle = !w.busy() && !w.removal.pending();
+            idle && (w.index.clean() && !w.root.dirty() || !w.healthy())
         });
         self.close_root();
     }

@@ -74,6 +74,11 @@ impl Worker {
 
     /// Starts the copies that a bio waits for.
     fn preserve_for(&mut self, bio: Bio, offset: u64) {
+        if self.must_not_relax() && !self.snapshot.phase().after_t0() {
+            // Nobody needs its blocks, and it goes on as soon as the disk knows.
+            self.parked.bios.push(bio);
+            return;
+        }
         let (first, count) = blocks_touched(offset, bio.sectors());
         let end = first.saturating_add(count);
         let owner = self.dev.newest();
@@ -135,7 +140,7 @@ impl Worker {
 
     /// The region has no room for what the unfinished snapshot, or else the images, need.
     pub(super) fn overflow(&mut self) {
-        if self.removal.pending() {
+        if self.removal.pending() || self.must_not_relax() {
             // Slots are being freed, perhaps those of a snapshot that was dropped a moment ago: who
             // needs room tries again, before anything else is given up.
             return;
@@ -156,6 +161,9 @@ impl Worker {
 
     /// Works out what has to be guarded when nothing is under way.
     pub(super) fn relax_guard(&mut self) {
+        if self.must_not_relax() {
+            return;
+        }
         let image = {
             let root = self.dev.root.lock();
             crate::region::image_is_live(&root)

@@ -31,6 +31,8 @@ pub(crate) struct IndexWriter {
     in_flight: usize,
     /// Write all that differs, urgent or not.
     pub(super) flush: bool,
+    /// The region failed: nothing will be durable any more.
+    failed: bool,
 }
 
 impl IndexWriter {
@@ -46,7 +48,7 @@ impl IndexWriter {
         }
         let n = states.len() as u64;
         let (dirty, urgent) = (block_map(n)?, block_map(n)?);
-        Ok(Self { states, dirty, urgent, writes, in_flight: 0, flush: false })
+        Ok(Self { states, dirty, urgent, writes, in_flight: 0, flush: false, failed: false })
     }
 
     /// Notes that the entries of a run of slots changed. Returns the index blocks, each with the
@@ -74,9 +76,14 @@ impl IndexWriter {
         out
     }
 
-    /// Whether version `seq` of an index block, or a later one, is durable.
+    /// The region failed: who waits for an index block waits no longer.
+    pub(super) fn fail(&mut self) {
+        self.failed = true;
+    }
+
+    /// Whether version `seq` of an index block, or a later one, is durable, or never will be.
     pub(crate) fn durable(&self, index_no: u32, seq: u64) -> bool {
-        self.states.get(index_no as usize).is_some_and(|s| s.seq >= seq)
+        self.failed || self.states.get(index_no as usize).is_some_and(|s| s.seq >= seq)
     }
 
     /// Whether disk and memory are the same.

@@ -69,9 +69,7 @@ impl Worker {
         // T0, and a replica that holds it needs no more.
         self.removal.step = Step::Root(After::Free(id));
         self.root.mark();
-        if !self.snapshot.phase().after_t0() {
-            self.relax_guard();
-        }
+        self.images_gone();
     }
 
     pub(super) fn run_removal(&mut self) {
@@ -143,6 +141,7 @@ impl Worker {
             let root = self.dev.root.lock();
             image_is_live(&root)
         };
+        let image = image || self.must_not_relax();
         self.dev.set_guard(if image { Guard::Image } else { Guard::Off });
         self.dev.set_newest(self.base_id);
         self.op_first = self.record.op_first;
@@ -203,6 +202,17 @@ impl Worker {
         self.report(Event::Dropped);
     }
 
+    /// Without images there is nothing to guard, once the root on disk says so.
+    fn images_gone(&mut self) {
+        let image = {
+            let root = self.dev.root.lock();
+            image_is_live(&root)
+        };
+        if !image && self.dev.guard() == Guard::Image {
+            self.root.mark_relax();
+        }
+    }
+
     /// Images cannot be kept any more: what was sealed stays good as deltas.
     pub(super) fn lose_images(&mut self, reason: DropReason) {
         let lost = {
@@ -224,6 +234,7 @@ impl Worker {
             );
             add(&self.dev.totals.snapshots_dropped, lost);
             self.root.mark();
+            self.images_gone();
             self.dev.raise_event();
         }
         if !self.snapshot.phase().after_t0() {

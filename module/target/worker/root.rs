@@ -24,6 +24,11 @@ pub(crate) struct RootWriter {
     writing: bool,
     /// The write under way has the record of the snapshot that is being sealed.
     sealing: bool,
+    /// Images are gone, and the root on disk does not say so yet: until it does, their blocks are
+    /// still guarded, or a crash would leave images that are not what the origin was.
+    relax: bool,
+    /// The region failed, and a last write of the root was tried.
+    last_tried: bool,
     /// Numbers of operations are reserved below this.
     reserved: u64,
 }
@@ -31,7 +36,16 @@ pub(crate) struct RootWriter {
 impl RootWriter {
     pub(crate) fn new(client: &Arc<Client>, wake: &Arc<Wake>, next: Copy2) -> Result<Self> {
         let transfer = Transfer::new(client, wake, ROOT_BYTES)?;
-        Ok(Self { transfer, next, dirty: false, writing: false, sealing: false, reserved: 0 })
+        Ok(Self {
+            transfer,
+            next,
+            dirty: false,
+            writing: false,
+            sealing: false,
+            relax: false,
+            last_tried: false,
+            reserved: 0,
+        })
     }
 
     pub(crate) fn in_flight(&self) -> bool {
@@ -46,6 +60,12 @@ impl RootWriter {
     pub(crate) fn mark(&mut self) {
         self.dirty = true;
     }
+
+    /// The root changed, and when that is durable the guard has less to do.
+    pub(super) fn mark_relax(&mut self) {
+        self.dirty = true;
+        self.relax = true;
+    }
 }
 
 impl Worker {
@@ -53,6 +73,11 @@ impl Worker {
     pub(super) fn write_record(&mut self) {
         self.root.dirty = true;
         self.root.sealing = true;
+    }
+
+    /// The guard still stands for images that are gone, until the root on disk says so.
+    pub(super) fn must_not_relax(&self) -> bool {
+        self.root.relax && self.healthy()
     }
 
     /// Encodes the root and returns its place.
@@ -79,8 +104,14 @@ impl Worker {
 
     /// Starts to write the root if it changed.
     pub(super) fn write_root(&mut self) {
-        if !self.root.dirty || self.root.writing || !self.healthy() {
+        if !self.root.dirty || self.root.writing {
             return;
+        }
+        if !self.healthy() {
+            // Its last words, if it takes them: that images are lost.
+            if !self.root.relax || core::mem::replace(&mut self.root.last_tried, true) {
+                return;
+            }
         }
         let Ok(sector) = self.encode_root(self.full_needed_flag(), false) else { return };
         let region = self.dev.region;
@@ -106,10 +137,15 @@ impl Worker {
         self.root.writing = false;
         if result.is_err() {
             add(&self.dev.totals.io_errors, 1);
+            // The copy may be torn: never the other one next.
+            self.root.next = self.root.next.other();
             self.region_failed();
             return;
         }
         if !self.root.dirty {
+            if core::mem::take(&mut self.root.relax) && !self.snapshot.phase().after_t0() {
+                self.relax_guard();
+            }
             self.removal.root_durable();
             if core::mem::take(&mut self.root.sealing) {
                 self.report(Event::RecordDurable);
@@ -119,13 +155,15 @@ impl Worker {
 
     /// Writes the root with the mark of an orderly close, and waits for it.
     pub(super) fn close_root(&mut self) {
-        if !self.healthy() || self.root.writing {
+        let healthy = self.healthy();
+        if self.root.writing || !healthy && !self.root.relax {
             return;
         }
         // What was written in this generation is known only in memory: the next delta cannot be.
-        let changed = self.dev.generations.dirty().count() > 0;
-        let flags = ROOT_CLEAN | if changed { ROOT_FULL_NEEDED } else { self.full_needed_flag() };
-        let Ok(sector) = self.encode_root(flags, true) else { return };
+        let changed = self.dev.generations.dirty().count() > 0 || !healthy;
+        let clean = if healthy { ROOT_CLEAN } else { 0 };
+        let flags = clean | if changed { ROOT_FULL_NEEDED } else { self.full_needed_flag() };
+        let Ok(sector) = self.encode_root(flags, healthy) else { return };
         let region = self.dev.region;
         let transfer = &mut self.root.transfer;
         if transfer.write_wait(&region, sector, ROOT_BYTES, Durability::Barrier).is_err() {
