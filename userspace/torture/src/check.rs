@@ -5,16 +5,21 @@
 //! A snapshot was taken between the stamps `begin` and `end`. Its image is right if there is one instant T0
 //! between them such that every sector holds what the writes before T0 left there. Writes in flight at T0 may be
 //! in it or not; so may either of two writes of one sector that overlapped in time. With `<` for "completed
-//! before the other was submitted", this is equivalent to two rules a sector, for a common bound
+//! before the other was submitted", this is equivalent to the first two rules a sector, for a common bound
 //!
 //! `L = max(begin, latest submission of any write seen in the image)`:
 //!
 //! 1. the write `w` seen in the sector was submitted before `end`;
 //! 2. no write `k` of that sector has `w < k` and completed before `L`.
 //!
+//! 3. no write `k` of that sector has `w < k`, reached the device as one request, and is seen in another sector.
+//!
 //! Rule 2 with `begin` is "all that completed before the snapshot is in it"; with the latest write seen it is
 //! "what is in the image implies all that was over before it began", of which the order of one thread's writes is
-//! a case. Zeroes carry no stamp: they pass if some zeroing write (or the untouched state) passes.
+//! a case. Rule 3 says more than that: T0 lies between two requests, so one in flight at T0 is in the image or it is
+//! not, but never half of it. Zeroes carry no stamp: they pass if some zeroing write (or the untouched state) passes.
+
+use std::collections::HashSet;
 
 use crate::history::{Kind, Write, PENDING};
 use crate::sector::{Bad, Seen};
@@ -57,6 +62,8 @@ pub(crate) struct BySector<'a> {
     writes: &'a [Write],
     start: Vec<u32>,
     list: Vec<u32>,
+    /// Of those that reached the device as one request, the ones seen in the image.
+    whole: HashSet<u64>,
 }
 
 impl<'a> BySector<'a> {
@@ -79,7 +86,19 @@ impl<'a> BySector<'a> {
                 next[s] += 1;
             }
         }
-        Self { writes, start, list }
+        Self { writes, start, list, whole: HashSet::new() }
+    }
+
+    /// Notes which writes that are in the image as a whole or not at all are in it.
+    fn note_whole(&mut self, seen: &[Seen]) {
+        let mut whole = HashSet::new();
+        for (s, what) in seen.iter().enumerate() {
+            let Seen::Stamp(n) = *what else { continue };
+            if self.of(s).any(|w| w.submit == n && w.whole) {
+                whole.insert(n);
+            }
+        }
+        self.whole = whole;
     }
 
     /// The writes of one sector.
@@ -89,13 +108,22 @@ impl<'a> BySector<'a> {
     }
 
     /// The stamp such that a write of the sector completed before it is overwritten for sure at bound `l`:
-    /// the latest submission among the writes that completed before `l`.
+    /// the latest submission among the writes that completed before `l`, or are in the image as a whole.
     fn killer(&self, sector: usize, l: u64) -> u64 {
+        let in_image = |k: &Write| k.complete < l || k.whole && self.whole.contains(&k.submit);
         self.of(sector)
-            .filter(|k| k.kind != Kind::MaybeZero && k.complete < l)
+            .filter(|k| k.kind != Kind::MaybeZero && in_image(k))
             .map(|k| k.submit)
             .max()
             .unwrap_or(NOTHING)
+    }
+
+    /// Words for why the killer of a sector took place before T0.
+    fn why(&self, sector: usize, killer: u64, l: u64) -> String {
+        match self.of(sector).find(|k| k.submit == killer && k.complete >= l) {
+            Some(k) => format!("{k} is in the image, and not all of it"),
+            None => format!("T0 is not before {l}"),
+        }
     }
 }
 
@@ -112,7 +140,8 @@ const NOTHING: u64 = 0;
 ///
 /// The history may have been [`prune`]d at any stamp up to `cut.begin`: what is missing in it was overwritten before.
 pub(crate) fn check(history: &[Write], seen: &[Seen], cut: Cut, limit: usize) -> Report {
-    let by = BySector::new(history, seen.len());
+    let mut by = BySector::new(history, seen.len());
+    by.note_whole(seen);
     let (l, bound) = bound(&by, seen, cut);
     let mut report = Report { bound, ..Report::default() };
     for (s, what) in seen.iter().enumerate() {
@@ -182,7 +211,7 @@ fn judge(by: &BySector<'_>, s: usize, what: Seen, cut: Cut, l: u64) -> Result<()
                 Err(format!("{w}, submitted after the snapshot returned at {}", cut.end))
             }
             Some(w) if w.complete < killer => {
-                Err(format!("{w}, overwritten before T0 (T0 is not before {l})"))
+                Err(format!("{w}, overwritten before T0 ({})", by.why(s, killer, l)))
             }
             Some(_) => Ok(()),
         },
@@ -193,7 +222,7 @@ fn judge(by: &BySector<'_>, s: usize, what: Seen, cut: Cut, l: u64) -> Result<()
             if by_write || killer == NOTHING {
                 Ok(())
             } else {
-                Err(format!("zeroes, overwritten before T0 (T0 is not before {l})"))
+                Err(format!("zeroes, overwritten before T0 ({})", by.why(s, killer, l)))
             }
         }
     }

@@ -6,11 +6,15 @@ use super::*;
 use crate::rng::Rng;
 
 fn w(submit: u64, complete: u64, sector: u32, sectors: u32) -> Write {
-    Write { submit, complete, sector, sectors, kind: Kind::Data, writer: 0 }
+    Write { submit, complete, sector, sectors, kind: Kind::Data, whole: false, writer: 0 }
 }
 
 fn kind(kind: Kind, w: Write) -> Write {
     Write { kind, ..w }
+}
+
+fn whole(w: Write) -> Write {
+    Write { whole: true, ..w }
 }
 
 const CUT: Cut = Cut { begin: 100, end: 200 };
@@ -48,6 +52,18 @@ fn in_flight_may_be_either() {
     assert_eq!(count(&h, &[Stamp(1), Zero]), 0);
     assert_eq!(count(&h, &[Stamp(99), Stamp(150)]), 0);
     assert_eq!(count(&h, &[Stamp(1), Stamp(150)]), 1, "one thread's order is broken");
+}
+
+#[test]
+fn a_request_is_in_flight_as_a_whole() {
+    let h = [w(1, 2, 0, 2), whole(w(150, 160, 0, 2))];
+    assert_eq!(count(&h, &[Stamp(150), Stamp(150)]), 0);
+    assert_eq!(count(&h, &[Stamp(1), Stamp(1)]), 0);
+    assert_eq!(count(&h, &[Stamp(1), Stamp(150)]), 1);
+    assert_eq!(count(&h[1..], &[Zero, Stamp(150)]), 1);
+    // Not if it may have been several, or if the other one may have come after it.
+    assert_eq!(count(&[h[0], w(150, 160, 0, 2)], &[Stamp(1), Stamp(150)]), 0);
+    assert_eq!(count(&[w(1, 151, 0, 2), h[1]], &[Stamp(1), Stamp(150)]), 0);
 }
 
 #[test]
@@ -118,11 +134,14 @@ fn world(rng: &mut Rng, writes: usize) -> World {
         let sector = rng.below(SECTORS as u64) as u32;
         let sectors = (1 + rng.below(4) as u32).min(SECTORS as u32 - sector);
         let kind = if rng.below(5) == 0 { Kind::Zero } else { Kind::Data };
+        let whole = kind == Kind::Data && rng.chance(50);
+        let instant = |rng: &mut Rng| submit + 1 + rng.below(complete - submit - 1);
+        let once = instant(rng);
         for s in sector..sector + sectors {
-            let at = submit + 1 + rng.below(complete - submit - 1);
+            let at = if whole { once } else { instant(rng) };
             applied[s as usize].push((at, history.len()));
         }
-        history.push(Write { submit, complete, sector, sectors, kind, writer: t as u16 });
+        history.push(Write { submit, complete, sector, sectors, kind, whole, writer: t as u16 });
     }
     for a in &mut applied {
         a.sort();

@@ -16,6 +16,10 @@ use crate::sector::{inspect, Seen, SECTOR};
 /// Bytes of one request at most.
 pub(crate) const MAX_IO: usize = 1 << 20;
 
+/// Sectors of a direct write that the kernel hands to the device as one request: far below what a bio holds, and what
+/// device-mapper would split. Disks below may well split it.
+pub(crate) const WHOLE_SECTORS: u64 = 128;
+
 /// How a write travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -32,6 +36,8 @@ pub(crate) struct Device {
     direct: File,
     fua: File,
     buffered: File,
+    /// Not a file.
+    pub(crate) is_block_device: bool,
     /// Size in sectors (at most 2^32 - 1).
     pub(crate) sectors: u64,
     /// Sectors of a logical block: the alignment of all requests.
@@ -49,7 +55,8 @@ impl Device {
         let fua = presnap_blockio::open(path, Mode { dsync: true, ..others })?;
         let buffered = presnap_blockio::open(path, Mode { direct: false, ..others })?;
         let bytes = presnap_blockio::size(&direct).with_context(|| format!("--device {shown}"))?;
-        let unit = if presnap_blockio::is_block_device(&direct)? {
+        let is_block_device = presnap_blockio::is_block_device(&direct)?;
+        let unit = if is_block_device {
             presnap_blockio::logical_block_bytes(&direct)? / SECTOR as u64
         } else {
             // Files on most file systems take 512-byte direct I/O only on 512-byte disks: probe.
@@ -67,7 +74,7 @@ impl Device {
         if sectors > 1 << 23 {
             bail!("--device {shown}: larger than 4 GiB; the history would not fit memory");
         }
-        Ok(Self { direct, fua, buffered, sectors, unit: unit.max(1) })
+        Ok(Self { direct, fua, buffered, is_block_device, sectors, unit: unit.max(1) })
     }
 
     fn file(&self, way: Way) -> &File {

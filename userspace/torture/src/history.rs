@@ -36,6 +36,8 @@ pub(crate) struct Write {
     pub(crate) sectors: u32,
     /// What it leaves.
     pub(crate) kind: Kind,
+    /// The device got it as one request, so an image has all of it or nothing.
+    pub(crate) whole: bool,
     /// Which thread.
     pub(crate) writer: u16,
 }
@@ -96,6 +98,15 @@ impl History {
 
     /// Enters a write before it is submitted; returns its stamp.
     pub(crate) fn begin(&self, writer: u16, sector: u64, sectors: u64, kind: Kind) -> u64 {
+        self.enter(writer, sector, sectors, kind, false)
+    }
+
+    /// The same for data that the device gets as one request.
+    pub(crate) fn begin_whole(&self, writer: u16, sector: u64, sectors: u64) -> u64 {
+        self.enter(writer, sector, sectors, Kind::Data, true)
+    }
+
+    fn enter(&self, writer: u16, sector: u64, sectors: u64, kind: Kind, whole: bool) -> u64 {
         let Some(log) = self.logs.get(usize::from(writer)) else { return 0 };
         self.held_sectors.fetch_add(sectors, Ordering::Relaxed);
         // The stamp is taken under the lock: whoever copies the log afterwards has all writes stamped before.
@@ -107,6 +118,7 @@ impl History {
             sector: sector as u32,
             sectors: sectors as u32,
             kind,
+            whole,
             writer,
         });
         submit

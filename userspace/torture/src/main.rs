@@ -61,6 +61,9 @@ struct Args {
     /// Check a snapshot only when this many later ones were taken
     #[arg(long, default_value_t = 0)]
     lag: usize,
+    /// Take a snapshot only when all earlier ones were checked and removed, so that there is no image to be guarded
+    #[arg(long, conflicts_with = "lag")]
+    alone: bool,
     /// How many snapshot commands may fail without failing the run
     #[arg(long, default_value_t = 0)]
     allow_failed: u32,
@@ -157,6 +160,7 @@ fn run(args: Args) -> Result<bool> {
             device.sectors
         );
     }
+    let whole = device.is_block_device;
     let history = History::new(threads, args.history_millions.saturating_mul(1_000_000));
     let shared = Shared {
         device,
@@ -166,6 +170,7 @@ fn run(args: Args) -> Result<bool> {
         discard,
         no_discard: AtomicBool::new(false),
         zeroout,
+        whole,
         pause: Duration::from_micros(args.pause_us),
         stop: AtomicBool::new(false),
         counts: Counts::default(),
@@ -183,7 +188,7 @@ fn run(args: Args) -> Result<bool> {
         done: args.done_cmd.clone(),
         device: args.device.display().to_string(),
     };
-    let snapshots = Snapshots::new(&shared, templates, args.lag, args.log.as_deref())?;
+    let snapshots = Snapshots::new(&shared, templates, args.lag, args.alone, args.log.as_deref())?;
     let finished = AtomicBool::new(false);
     let mut failed = 0;
     std::thread::scope(|scope| {

@@ -53,6 +53,7 @@ pub(crate) struct Snapshots<'a> {
     shared: &'a Shared,
     templates: Templates,
     lag: usize,
+    alone: bool,
     state: Mutex<State>,
     changed: Condvar,
     log: Option<Mutex<File>>,
@@ -65,6 +66,7 @@ impl<'a> Snapshots<'a> {
         shared: &'a Shared,
         templates: Templates,
         lag: usize,
+        alone: bool,
         log: Option<&Path>,
     ) -> Result<Self> {
         let log = match log {
@@ -75,7 +77,7 @@ impl<'a> Snapshots<'a> {
         };
         let state = Mutex::new(State::default());
         let changed = Condvar::new();
-        Ok(Self { shared, templates, lag, state, changed, log, start: Instant::now() })
+        Ok(Self { shared, templates, lag, alone, state, changed, log, start: Instant::now() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -113,7 +115,8 @@ impl<'a> Snapshots<'a> {
     /// Takes one; waits first when too many are unchecked.
     pub(crate) fn take(&self, n: u32) -> Result<()> {
         let mut state = self.state();
-        while state.queue.len() > self.lag + 1 {
+        let most = if self.alone { 0 } else { self.lag + 1 };
+        while state.queue.len() > most {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         // From here on nothing completed later than this may be pruned.

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::device::{Buffer, Device, Way, MAX_IO};
+use crate::device::{Buffer, Device, Way, MAX_IO, WHOLE_SECTORS};
 use crate::history::{History, Kind};
 use crate::rng::Rng;
 use crate::sector::{fill, inspect, Seen, SECTOR};
@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     /// The device has refused a discard as unsupported.
     pub(crate) no_discard: AtomicBool,
     pub(crate) zeroout: bool,
+    /// Short direct writes reach the device whole: it is a block device.
+    pub(crate) whole: bool,
     pub(crate) pause: Duration,
     pub(crate) stop: AtomicBool,
     pub(crate) counts: Counts,
@@ -221,7 +223,11 @@ impl<'a> Writer<'a> {
     /// Writes and waits; returns what the sectors hold now.
     fn write_at(&mut self, way: Way, sector: u64, n: u64) -> u64 {
         let s = self.s;
-        let stamp = s.history.begin(self.id, sector, n, Kind::Data);
+        let stamp = if way != Way::Buffered && n <= WHOLE_SECTORS && s.whole {
+            s.history.begin_whole(self.id, sector, n)
+        } else {
+            s.history.begin(self.id, sector, n, Kind::Data)
+        };
         let data = self.buffer.slice(n as usize * SECTOR);
         fill(data, sector, stamp, s.run, u32::from(self.id), way as u32);
         match s.device.write(way, sector, data) {
