@@ -4,7 +4,7 @@
 
 use super::bytes::{is_zero, put_u32, Reader, Writer};
 use super::{pick_newer, Fault, FormatError, Limits, Part, Picked, MAX_ORIGIN_BLOCKS};
-use crate::crc32c::with_hole;
+use crate::crc32c::{crc32c, with_hole};
 use crate::geometry::BLOCK_BYTES;
 
 /// Slots that an index block describes.
@@ -61,11 +61,12 @@ impl IndexEntry {
     /// The entry of a free slot: all zero.
     pub const FREE: Self = Self { block: 0, kind: SlotKind::Free, snapshot: 0, crc: 0 };
 
-    fn encode(&self, w: &mut Writer<'_>) {
-        let kind = u64::from(self.kind as u8) << 48;
-        w.u64((self.block & (MAX_ORIGIN_BLOCKS - 1)) | kind);
-        w.u32(self.snapshot);
-        w.u32(self.crc);
+    /// The entry's bytes: little-endian, the block lowest.
+    fn encode(&self) -> [u8; ENTRY_BYTES] {
+        let block = self.block & (MAX_ORIGIN_BLOCKS - 1);
+        let low = block | u64::from(self.kind as u8) << 48;
+        let high = u64::from(self.snapshot) | u64::from(self.crc) << 32;
+        (u128::from(low) | u128::from(high) << 64).to_le_bytes()
     }
 
     fn decode(bytes: &[u8], limits: &Limits) -> Result<Self, Fault> {
@@ -123,17 +124,36 @@ impl<'a> IndexBlock<'a> {
         seq: u64,
         entries: impl Iterator<Item = IndexEntry>,
     ) {
+        Self::encode_with(out, region_tag, index_no, seq, entries, |bytes| crc32c(0, bytes));
+    }
+
+    /// [`IndexBlock::encode`] with another implementation of CRC-32C: the CPU may have one.
+    ///
+    /// Writers wait for this, so it is made to cost little.
+    pub fn encode_with(
+        out: &mut [u8; INDEX_BYTES],
+        region_tag: u64,
+        index_no: u32,
+        seq: u64,
+        entries: impl Iterator<Item = IndexEntry>,
+        crc32c: impl FnOnce(&[u8]) -> u32,
+    ) {
         let mut w = Writer::new(out);
         w.u32(INDEX_MAGIC);
         w.u32(index_no);
         w.u64(seq);
         w.u64(region_tag);
         w.u64(0);
-        for entry in entries.take(INDEX_ENTRIES as usize) {
-            entry.encode(&mut w);
+        let mut entries = entries;
+        let places = out.get_mut(HEADER_BYTES..).unwrap_or_default();
+        for place in places.chunks_exact_mut(ENTRY_BYTES) {
+            let entry = entries.next().unwrap_or(IndexEntry::FREE);
+            if let Some(place) = place.first_chunk_mut() {
+                *place = entry.encode();
+            }
         }
-        w.zero_rest();
-        let crc = with_hole(out, CRC_AT);
+        // Its own place is zero still, as it has to be.
+        let crc = crc32c(out);
         put_u32(out, CRC_AT, crc);
     }
 
