@@ -141,6 +141,8 @@ impl AreaState {
 pub struct ActivityTable<A> {
     entries: A,
     sets: u64,
+    /// Entries that stand for areas.
+    areas: usize,
     evictions: u64,
 }
 
@@ -153,7 +155,8 @@ impl<A: Deref<Target = [AreaState]>> ActivityTable<A> {
         if sets == 0 || sets > 1 << 31 {
             return None;
         }
-        Some(Self { entries, sets, evictions: 0 })
+        let areas = entries.iter().filter(|e| e.area().is_some()).count();
+        Some(Self { entries, sets, areas, evictions: 0 })
     }
 
     /// Entries in all.
@@ -204,10 +207,9 @@ impl<A: Deref<Target = [AreaState]>> ActivityTable<A> {
         found
     }
 
-    /// Number of areas remembered (walks the whole table).
-    pub fn count(&self) -> usize {
-        let count = |n: usize, e: &AreaState| n.wrapping_add(usize::from(e.area().is_some()));
-        self.entries.iter().fold(0, count)
+    /// Number of areas remembered.
+    pub const fn count(&self) -> usize {
+        self.areas
     }
 
     fn set_start(&self, key: u64) -> usize {
@@ -260,6 +262,7 @@ impl<A: DerefMut<Target = [AreaState]>> ActivityTable<A> {
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.entries.fill(AreaState::EMPTY);
+        self.areas = 0;
         self.evictions = 0;
     }
 
@@ -282,8 +285,11 @@ impl<A: DerefMut<Target = [AreaState]>> ActivityTable<A> {
             if !entry.is_empty() {
                 self.evictions = self.evictions.saturating_add(1);
             }
+            let gone = usize::from(entry.area().is_some());
             *entry = AreaState { key, ..AreaState::EMPTY };
             entry.write(now_ms, weight);
+            let come = usize::from(entry.area().is_some());
+            self.areas = self.areas.saturating_add(come).saturating_sub(gone);
         }
     }
 }

@@ -41,6 +41,9 @@ const WINDOW_MS: u64 = 16_000;
 /// The shortest time a rate is measured over.
 const WINDOW_MIN_MS: u64 = 100;
 
+/// A front that no sector is near.
+const NO_LEADER: u64 = 1 << 63;
+
 /// The front of a sequential stream. All zero is an empty entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamHead {
@@ -67,6 +70,14 @@ impl StreamHead {
 
     const fn is_empty(&self) -> bool {
         self.writes == 0
+    }
+
+    const fn front(&self) -> u64 {
+        if self.is_empty() {
+            NO_LEADER
+        } else {
+            self.next_sector
+        }
     }
 
     const fn is_live(&self, now_ms: u64) -> bool {
@@ -153,7 +164,9 @@ pub struct AreaAhead {
 #[derive(Debug)]
 pub struct StreamTable<S> {
     heads: S,
-    leaders: usize,
+    /// `next_sector` of each leader, [`NO_LEADER`] of an empty place. Every write looks at all of
+    /// them, and nearly always finds none: they are kept close together for that.
+    fronts: [u64; LEADERS],
     sets: u64,
 }
 
@@ -166,13 +179,23 @@ impl<S: Deref<Target = [StreamHead]>> StreamTable<S> {
         if sets == 0 || sets > 1 << 31 {
             return None;
         }
-        Some(Self { heads, leaders: LEADERS, sets })
+        let mut fronts = [NO_LEADER; LEADERS];
+        for (front, head) in fronts.iter_mut().zip(heads.iter()) {
+            *front = head.front();
+        }
+        Some(Self { heads, fronts, sets })
     }
 
     /// The earliest live stream heading for an area.
     pub fn heading_for(&self, area: u64, now_ns: u64) -> Option<AreaAhead> {
         let now_ms = ns_to_ms(now_ns);
-        self.leaders().filter_map(|l| l.about(area, now_ms)).min_by_key(|a| a.eta_ns)
+        let end = area.checked_add(1)?.checked_mul(1 << AREA_SHIFT)?;
+        // The area's end is beyond the front, and its start no more than the greatest depth.
+        let near = |front: &u64| {
+            end.wrapping_sub(*front).wrapping_sub(1) < DEPTH_MAX_SECTORS + (1 << AREA_SHIFT)
+        };
+        let reached = self.heads.iter().zip(self.fronts.iter()).filter(|(_, front)| near(front));
+        reached.filter_map(|(l, _)| l.about(area, now_ms)).min_by_key(|a| a.eta_ns)
     }
 
     /// Fills `out` with the areas that live streams are expected to reach within `horizon_ns`, with
@@ -181,7 +204,7 @@ impl<S: Deref<Target = [StreamHead]>> StreamTable<S> {
     /// If there is no room for all, another stream comes first at another time.
     pub fn ahead(&self, now_ns: u64, horizon_ns: u64, out: &mut [AreaAhead]) -> usize {
         let now_ms = ns_to_ms(now_ns);
-        let turn = (now_ms / 100) as usize % self.leaders.max(1);
+        let turn = (now_ms / 100) as usize % LEADERS;
         let mut places = out.iter_mut();
         let mut count = 0usize;
         for leader in self.leaders().skip(turn).chain(self.leaders().take(turn)) {
@@ -210,14 +233,14 @@ impl<S: Deref<Target = [StreamHead]>> StreamTable<S> {
     }
 
     fn leaders(&self) -> impl Iterator<Item = &StreamHead> {
-        self.heads.iter().take(self.leaders).filter(|l| !l.is_empty())
+        self.heads.iter().take(LEADERS).filter(|l| !l.is_empty())
     }
 
     fn set_start(&self, sector: u64) -> usize {
         let hash = (sector >> BUCKET_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         // The product of two numbers below 2^32 fits, and its upper half is below `sets`.
         let set = (hash.wrapping_mul(self.sets) >> 32) as usize;
-        self.leaders.wrapping_add(set.wrapping_mul(WAYS))
+        LEADERS.wrapping_add(set.wrapping_mul(WAYS))
     }
 }
 
@@ -230,9 +253,7 @@ impl<S: DerefMut<Target = [StreamHead]>> StreamTable<S> {
         let start = record.sector;
         let end = start.saturating_add(u64::from(record.sectors));
         let now_ms = ns_to_ms(record.time_ns);
-        let leader = self.heads.iter_mut().take(self.leaders);
-        if let Some(leader) = leader.into_iter().find(|l| l.continued_by(start, end)) {
-            leader.advance(end, now_ms);
+        if self.advance_leader(start, end, now_ms) {
             return;
         }
         // The expected sector is within the slack of `start`, so in one of two buckets.
@@ -258,9 +279,30 @@ impl<S: DerefMut<Target = [StreamHead]>> StreamTable<S> {
         }
     }
 
+    /// Moves the leader that a write continues; `false` if there is none.
+    fn advance_leader(&mut self, start: u64, end: u64, now_ms: u64) -> bool {
+        let slack = start.wrapping_add(SLACK_SECTORS);
+        let near = |front: u64| slack.wrapping_sub(front) <= 2 * SLACK_SECTORS;
+        for (fronts, heads) in self.fronts.chunks_mut(8).zip(self.heads.chunks_mut(8)) {
+            // No branch for each: hardly ever is one of them near.
+            if !fronts.iter().fold(false, |any, &front| any | near(front)) {
+                continue;
+            }
+            for (front, leader) in fronts.iter_mut().zip(heads) {
+                if leader.continued_by(start, end) {
+                    leader.advance(end, now_ms);
+                    *front = leader.front();
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.heads.fill(StreamHead::EMPTY);
+        self.fronts = [NO_LEADER; LEADERS];
     }
 
     /// Takes the head that a write continues out of a set.
@@ -284,8 +326,9 @@ impl<S: DerefMut<Target = [StreamHead]>> StreamTable<S> {
 
     /// Makes a head a leader, in place of an empty one or the one that has rested longest.
     fn lead(&mut self, head: StreamHead) {
-        let leaders = self.heads.iter_mut().take(self.leaders);
-        if let Some(victim) = leaders.min_by_key(|l| (!l.is_empty(), l.last_ms)) {
+        let leaders = self.heads.iter_mut().zip(self.fronts.iter_mut());
+        if let Some((victim, front)) = leaders.min_by_key(|(l, _)| (!l.is_empty(), l.last_ms)) {
+            *front = head.front();
             *victim = head;
         }
     }
