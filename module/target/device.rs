@@ -529,11 +529,6 @@ impl Device {
             self.health.store(health as u32, Ordering::Relaxed);
         }
     }
-
-    /// Size of the origin in blocks.
-    pub(crate) fn origin_blocks(&self) -> u64 {
-        self.origin_sectors.div_ceil(8)
-    }
 }
 
 /// Allocates the empty slot table of a layout. Sleeps.

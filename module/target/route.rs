@@ -10,7 +10,7 @@ use crate::device::{add, Device, Guard};
 use core::sync::atomic::{fence, Ordering};
 use presnap_abi::bio::{Bio, Op, Status, STS_OK};
 use presnap_abi::clock::{cpu_hint, monotonic_ns};
-use presnap_engine::geometry::{area_of, blocks_touched, BLOCK_SECTORS};
+use presnap_engine::geometry::{area_of, areas_masked, blocks_touched, BLOCK_SECTORS};
 use presnap_engine::record::{IoKind, IoRecord};
 
 /// Per-bio data: offset within the target and length in sectors, and what was done.
@@ -108,16 +108,17 @@ impl Device {
 
     /// Whether a block among these is in the guard's scope and not preserved.
     pub(crate) fn must_guard(&self, first: u64, count: u64) -> bool {
-        let preserved = self.generations.preserved();
+        self.guard() != Guard::Off
+            && areas_masked(first, count).any(|(area, mask)| self.to_guard(area, mask) != 0)
+    }
+
+    /// Those of an area's blocks that are in the guard's scope and not preserved.
+    pub(crate) fn to_guard(&self, area: u64, mask: u16) -> u16 {
+        let g = &self.generations;
         match self.guard() {
-            Guard::Off => false,
-            Guard::Image => !preserved.all_set(first, count),
-            Guard::Delta => {
-                let delta = self.generations.delta();
-                !preserved.all_set(first, count)
-                    && (first..first.saturating_add(count))
-                        .any(|b| delta.test(b) && !preserved.test(b))
-            }
+            Guard::Off => 0,
+            Guard::Image => mask & g.preserved().missing(area),
+            Guard::Delta => mask & g.delta().area_mask(area) & !g.preserved().area_mask(area),
         }
     }
 

@@ -3,11 +3,10 @@
 //! Reads and writes of our own, by dm-io, each with a buffer that is part of it.
 
 use crate::bindings::{self, dm_io_client, dm_io_region, dm_io_request};
-use crate::bio::{Status, STS_IOERR, STS_OK};
 use crate::dm::BlockDevice;
 use crate::thread::Wake;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use kernel::alloc::flags::{GFP_KERNEL, __GFP_ZERO};
 use kernel::bindings as k;
 use kernel::prelude::*;
@@ -59,25 +58,38 @@ impl Drop for Client {
     }
 }
 
-const IDLE: u32 = 0;
-const IN_FLIGHT: u32 = 1;
-const ENDED: u32 = 2;
-const FAILED: u32 = 3;
-
-/// A buffer and at most one read or write of it.
+/// A buffer and at most one write, or some reads, of it.
 ///
 /// The device may write to the buffer only while the transfer is in flight, and then it cannot be
 /// borrowed: that is what makes this safe.
 ///
 /// # Invariants
 ///
-/// `state` is `IN_FLIGHT` from the submission until dm-io has called back, and the buffer and the
-/// transfer itself stay where they are in that time (it is boxed, and its drop waits).
+/// `progress.pending` counts the requests from before their submission until dm-io has called back
+/// for them. While it is not 0, no reference to the buffer's content exists, and the buffer stays
+/// where it is (the drop waits).
 pub struct Transfer {
     client: Arc<Client>,
-    wake: Arc<Wake>,
     buf: VVec<u8>,
-    state: AtomicU32,
+    progress: Arc<Progress>,
+    /// Something was started whose result nobody has taken.
+    started: bool,
+}
+
+/// What the end of a request is told to. Apart from the transfer, which its owner may be changing.
+struct Progress {
+    wake: Arc<Wake>,
+    pending: AtomicU32,
+    failed: AtomicBool,
+}
+
+/// A piece of a transfer: so many bytes at a sector of a device.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// The first sector.
+    pub sector: u64,
+    /// Bytes, whole sectors.
+    pub bytes: usize,
 }
 
 impl Transfer {
@@ -86,57 +98,55 @@ impl Transfer {
         let mut buf = VVec::with_capacity(bytes, GFP_KERNEL | __GFP_ZERO)?;
         // SAFETY: Room for `bytes` bytes was made, zeroed.
         unsafe { buf.inc_len(bytes) };
-        let new =
-            Self { client: client.clone(), wake: wake.clone(), buf, state: AtomicU32::new(IDLE) };
+        let progress = Progress {
+            wake: wake.clone(),
+            pending: AtomicU32::new(0),
+            failed: AtomicBool::new(false),
+        };
+        let progress = Arc::new(progress, GFP_KERNEL)?;
+        let new = Self { client: client.clone(), buf, progress, started: false };
         Ok(KBox::new(new, GFP_KERNEL)?)
     }
 
     /// The buffer, unless the transfer is in flight.
     pub fn buffer(&mut self) -> Option<&mut [u8]> {
-        (self.state.load(Ordering::Acquire) != IN_FLIGHT).then_some(&mut self.buf[..])
+        (!self.in_flight()).then_some(&mut self.buf[..])
     }
 
     /// Whether a transfer is in flight.
     pub fn in_flight(&self) -> bool {
-        self.state.load(Ordering::Acquire) == IN_FLIGHT
+        self.progress.pending.load(Ordering::Acquire) != 0
     }
 
     /// Takes the result of a transfer that has ended; `None` if none has since the last call.
     pub fn result(&mut self) -> Option<Result> {
-        match self.state.load(Ordering::Acquire) {
-            ENDED => {
-                self.state.store(IDLE, Ordering::Relaxed);
-                Some(Ok(()))
-            }
-            FAILED => {
-                self.state.store(IDLE, Ordering::Relaxed);
-                Some(Err(EIO))
-            }
-            _ => None,
+        if !self.started || self.in_flight() {
+            return None;
         }
+        self.started = false;
+        Some(if self.progress.failed.load(Ordering::Relaxed) { Err(EIO) } else { Ok(()) })
     }
 
-    /// Starts to read `bytes` bytes at `sector` into the buffer from `offset` on; the owner of the
-    /// wake is woken at the end.
-    pub fn read(&mut self, dev: &BlockDevice, sector: u64, offset: usize, bytes: usize) -> Result {
-        self.start(dev, sector, offset, bytes, k::req_op_REQ_OP_READ | SYNC, true)
+    /// Starts to read the pieces into the buffer, one after the other; the owner of the wake is
+    /// woken when all have ended.
+    pub fn read(&mut self, dev: &BlockDevice, pieces: impl Iterator<Item = Piece>) -> Result {
+        self.start(dev, pieces, k::req_op_REQ_OP_READ | SYNC)
     }
 
-    /// Starts to write `bytes` bytes of the buffer from `offset` on at `sector`.
+    /// Starts to write the first `bytes` bytes of the buffer at `sector`.
     pub fn write(
         &mut self,
         dev: &BlockDevice,
         sector: u64,
-        offset: usize,
         bytes: usize,
         durability: Durability,
     ) -> Result {
-        self.start(dev, sector, offset, bytes, write_flags(durability), true)
+        self.start(dev, [Piece { sector, bytes }].into_iter(), write_flags(durability))
     }
 
     /// Reads and waits. Sleeps.
     pub fn read_wait(&mut self, dev: &BlockDevice, sector: u64, bytes: usize) -> Result {
-        self.start(dev, sector, 0, bytes, k::req_op_REQ_OP_READ | SYNC, false)
+        self.wait_for(dev, Piece { sector, bytes }, k::req_op_REQ_OP_READ | SYNC)
     }
 
     /// Writes and waits. Sleeps.
@@ -147,36 +157,82 @@ impl Transfer {
         bytes: usize,
         durability: Durability,
     ) -> Result {
-        self.start(dev, sector, 0, bytes, write_flags(durability), false)
+        self.wait_for(dev, Piece { sector, bytes }, write_flags(durability))
     }
 
+    /// Starts requests for the pieces; each that is refused at once makes the result a failure.
+    ///
+    /// Returns `EBUSY` while in flight, `EINVAL` if the buffer is too small for the first piece.
     fn start(
         &mut self,
         dev: &BlockDevice,
-        sector: u64,
-        offset: usize,
-        bytes: usize,
+        pieces: impl Iterator<Item = Piece>,
         opf: u32,
-        asynchronous: bool,
     ) -> Result {
         if self.in_flight() {
             return Err(EBUSY);
         }
-        let part =
-            self.buf.get_mut(offset..offset.checked_add(bytes).ok_or(EINVAL)?).ok_or(EINVAL)?;
+        self.progress.failed.store(false, Ordering::Relaxed);
+        // Ours until all have been submitted, so that the first to end does not pass for the last.
+        self.progress.pending.store(1, Ordering::Relaxed);
+        let mut offset = 0usize;
+        let mut result = Err(EINVAL);
+        for piece in pieces {
+            let end = offset.saturating_add(piece.bytes);
+            if end > self.buf.len() {
+                self.progress.failed.store(true, Ordering::Relaxed);
+                break;
+            }
+            // INVARIANT: Counted before it is submitted.
+            self.progress.pending.fetch_add(1, Ordering::Relaxed);
+            if self.submit(dev, piece, offset, opf, true).is_err() {
+                // Refused at once: dm-io does not call back then.
+                self.progress.pending.fetch_sub(1, Ordering::Relaxed);
+                self.progress.failed.store(true, Ordering::Relaxed);
+            }
+            result = Ok(());
+            offset = end;
+        }
+        self.started = result.is_ok();
+        if self.progress.pending.fetch_sub(1, Ordering::AcqRel) == 1 && self.started {
+            // All have ended meanwhile, and left it to us to say so.
+            self.progress.wake.wake();
+        }
+        result
+    }
+
+    fn wait_for(&mut self, dev: &BlockDevice, piece: Piece, opf: u32) -> Result {
+        if self.in_flight() {
+            return Err(EBUSY);
+        }
+        if piece.bytes > self.buf.len() {
+            return Err(EINVAL);
+        }
+        self.submit(dev, piece, 0, opf, false)
+    }
+
+    /// Submits one request for the buffer from `offset` on, which the caller has checked to fit.
+    fn submit(
+        &mut self,
+        dev: &BlockDevice,
+        piece: Piece,
+        offset: usize,
+        opf: u32,
+        asynchronous: bool,
+    ) -> Result {
         let mut region = dm_io_region {
             bdev: dev.as_raw().cast(),
-            sector,
-            count: (bytes >> SECTOR_SHIFT) as u64,
+            sector: piece.sector,
+            count: (piece.bytes >> SECTOR_SHIFT) as u64,
         };
         let mut request = dm_io_request { bi_opf: opf, ..Default::default() };
         request.mem.type_ = bindings::dm_io_mem_type_DM_IO_VMA;
-        request.mem.ptr.vma = part.as_mut_ptr().cast();
+        // No reference to the content is made: the device may be writing to another piece of it.
+        request.mem.ptr.vma = self.buf.as_mut_ptr().wrapping_add(offset).cast();
         request.client = self.client.raw.as_ptr();
         if asynchronous {
             request.notify.fn_ = Some(notify);
-            request.notify.context = core::ptr::from_mut(self).cast();
-            self.state.store(IN_FLIGHT, Ordering::Release);
+            request.notify.context = Arc::as_ptr(&self.progress).cast_mut().cast();
         }
         let mut errors: usize = 0;
         let mut unsupported: usize = 0;
@@ -185,10 +241,6 @@ impl Transfer {
         let r = unsafe {
             bindings::dm_io(&mut request, 1, &mut region, &mut errors, &mut unsupported, 0)
         };
-        if r != 0 && asynchronous {
-            // Refused at once: dm-io does not call back then.
-            self.state.store(IDLE, Ordering::Relaxed);
-        }
         kernel::error::to_result(r)
     }
 }
@@ -204,19 +256,22 @@ fn write_flags(durability: Durability) -> u32 {
 
 /// # Safety
 ///
-/// Called by dm-io, once, with the context that `Transfer::start` passed.
+/// Called by dm-io, once for each request, with the context that `Transfer::submit` passed.
 unsafe extern "C" fn notify(
     error: kernel::ffi::c_ulong,
     unsupported: kernel::ffi::c_ulong,
     context: *mut kernel::ffi::c_void,
 ) {
-    let status: Status = if error == 0 && unsupported == 0 { STS_OK } else { STS_IOERR };
-    // SAFETY: `start` passed the transfer, which stays until its state says that this has run.
-    let transfer = unsafe { &*context.cast::<Transfer>() };
-    // Once the state changes, the owner may free the transfer: keep the wake alive beyond it.
-    let wake = transfer.wake.clone();
-    transfer.state.store(if status == STS_OK { ENDED } else { FAILED }, Ordering::Release);
-    wake.wake();
+    // SAFETY: `submit` passed it, and the transfer keeps it until `pending` says that this has run.
+    let progress = unsafe { &*context.cast::<Progress>() };
+    if error != 0 || unsupported != 0 {
+        progress.failed.store(true, Ordering::Relaxed);
+    }
+    // Once nothing is pending, the owner may free all of it: keep the wake alive beyond that.
+    let wake = progress.wake.clone();
+    if progress.pending.fetch_sub(1, Ordering::AcqRel) == 1 {
+        wake.wake();
+    }
 }
 
 impl Drop for Transfer {

@@ -218,6 +218,11 @@ where
         self.leaf_word(word).map_or(0, |w| (load(w) >> shift) as u16 & exists)
     }
 
+    /// Returns the bits of an area that exist and are clear.
+    pub fn missing(&self, area: u64) -> u16 {
+        self.area_place(area).map_or(0, |(_, _, exists)| exists & !self.area_mask(area))
+    }
+
     /// Sets the bits of `mask` in an area; returns those that were clear.
     pub fn set_area(&self, area: u64, mask: u16) -> u16 {
         let Some((word, shift, exists)) = self.area_place(area) else { return 0 };

@@ -13,6 +13,9 @@ use crate::fixed::Prob;
 /// Clean areas are staged in this time before T0 only.
 pub const CLEAN_WINDOW_NS: u64 = 5_000_000_000;
 
+/// The last window is at most so many leads long.
+pub const LONGEST_LEAD: u64 = 4;
+
 /// When hot blocks are mirrored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
@@ -80,7 +83,7 @@ pub struct Context {
     pub threshold: Prob,
     /// Clean blocks are staged if they are written after T0 with more than this.
     pub guard_threshold: Prob,
-    /// The last window before T0, in which hot blocks are staged.
+    /// The least length of the last window before T0, in which hot blocks are staged.
     pub lead_ns: u64,
     /// Snapshots preserve whole images.
     pub scope_image: bool,
@@ -121,6 +124,12 @@ impl Context {
             .checked_div(self.bandwidth_blocks_per_s)
             .unwrap_or(0);
         needed_ns.max(self.lead_ns)
+    }
+
+    /// The last window before T0, in which hot blocks are copied too: the lead, or up to
+    /// [`LONGEST_LEAD`] times that where the bandwidth asks for it.
+    pub fn last_window_ns(&self) -> u64 {
+        self.late_start_ns().min(self.lead_ns.saturating_mul(LONGEST_LEAD))
     }
 }
 
@@ -189,7 +198,7 @@ fn decide_dirty(view: &AreaView, p_before: Prob, p_after: Prob, ctx: &Context) -
     let again = mask & view.stale == mask;
     let threshold = if again { Prob(ctx.threshold.0 / 2) } else { ctx.threshold };
     let cold = p_before < threshold;
-    let in_lead = ctx.time_to_t0_ns.is_some_and(|left| left <= ctx.lead_ns);
+    let in_lead = ctx.time_to_t0_ns.is_some_and(|left| left <= ctx.last_window_ns());
     let started = ctx.time_to_t0_ns.is_some_and(|left| left <= ctx.late_start_ns());
     // Before the lead window, what is more likely than not to be written again can wait.
     let now = cold || in_lead || (started && p_before < Prob::HALF);

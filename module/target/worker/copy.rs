@@ -1,22 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Copying runs of blocks from the origin to slots of the region.
+//! Copying blocks of an area from the origin to slots of the region: as many reads as the blocks have
+//! runs, into one buffer, and from there one write to slots that lie next to each other.
 //!
-//! A copy made before T0 counts only if no write to its areas was in flight when the read began and
+//! A copy made before T0 counts only if no write to its area was in flight when the read began and
 //! none was issued before it ended (design, section 8.1). A copy made after T0 cannot be torn: the
 //! guard holds the writers of a block that is not preserved yet.
 
 use super::Worker;
 use crate::device::{add, BlockMap};
-use crate::route::areas_of;
 use core::sync::atomic::{fence, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use presnap_abi::clock::crc32c;
-use presnap_abi::io::{Client, Durability, Transfer};
+use presnap_abi::io::{Client, Durability, Piece, Transfer};
 use presnap_abi::thread::Wake;
+use presnap_engine::chunker;
+use presnap_engine::fixed::Prob;
 use presnap_engine::freeze::{DropReason, Event};
-use presnap_engine::geometry::{AREA_BLOCKS, BLOCK_BYTES, BLOCK_SECTORS};
+use presnap_engine::geometry::{
+    area_of, bit_of, blocks_of_mask, lowest_bits, AREA_BLOCKS, AREA_BLOCKS_SHIFT, BLOCK_BYTES,
+    BLOCK_SECTORS,
+};
 use presnap_engine::inflight::Stamp;
 use presnap_engine::region::SlotKind;
 
@@ -24,8 +29,6 @@ use presnap_engine::region::SlotKind;
 const JOBS: usize = 64;
 /// Of them, kept for writers that wait.
 const JOBS_FOR_GUARD: usize = 24;
-/// Longest run of one copy.
-pub(crate) const RUN_BLOCKS: u32 = AREA_BLOCKS;
 
 /// What a copy is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,12 +64,14 @@ struct Job {
     state: State,
     purpose: Purpose,
     snapshot: u32,
-    start: u64,
-    len: u32,
+    area: u64,
+    /// The blocks, a bit each; never empty.
+    mask: u16,
+    /// That of the first block; the others follow.
     slot: u32,
-    /// Write generations of the areas before the read.
-    stamps: [Option<Stamp>; 2],
-    crcs: [u32; RUN_BLOCKS as usize],
+    /// Write generation of the area before the read.
+    stamp: Option<Stamp>,
+    crcs: [u32; AREA_BLOCKS as usize],
     /// Entries are in the slot table.
     inserted: bool,
     /// The index block, and the version of it that has the entries; for guards.
@@ -74,14 +79,12 @@ struct Job {
 }
 
 impl Job {
-    fn overlaps(&self, start: u64, len: u64) -> bool {
-        self.state != State::Idle
-            && self.start < start.saturating_add(len)
-            && start < self.start.saturating_add(self.len.into())
+    fn len(&self) -> u32 {
+        self.mask.count_ones()
     }
 
     fn bytes(&self) -> usize {
-        self.len as usize * BLOCK_BYTES as usize
+        (self.len() as usize).saturating_mul(BLOCK_BYTES as usize)
     }
 }
 
@@ -92,6 +95,11 @@ pub(crate) enum NotStarted {
     Busy,
     /// The region is full.
     Full,
+}
+
+/// The runs of a mask: a copy costs a read for each, and one write.
+pub(crate) fn runs_of(mask: u16) -> u32 {
+    (mask & !mask.wrapping_shl(1)).count_ones()
 }
 
 /// The copies under way.
@@ -110,17 +118,17 @@ impl Jobs {
     pub(crate) fn new(client: &Arc<Client>, wake: &Arc<Wake>) -> Result<Self> {
         let mut jobs = KVec::with_capacity(JOBS, GFP_KERNEL)?;
         for _ in 0..JOBS {
-            let bytes = RUN_BLOCKS as usize * BLOCK_BYTES as usize;
+            let bytes = AREA_BLOCKS as usize * BLOCK_BYTES as usize;
             let job = Job {
                 transfer: Transfer::new(client, wake, bytes)?,
                 state: State::Idle,
                 purpose: Purpose::Drain,
                 snapshot: 0,
-                start: 0,
-                len: 0,
+                area: 0,
+                mask: 0,
                 slot: 0,
-                stamps: [None; 2],
-                crcs: [0; RUN_BLOCKS as usize],
+                stamp: None,
+                crcs: [0; AREA_BLOCKS as usize],
                 inserted: false,
                 index_wait: [None; 2],
             };
@@ -162,9 +170,15 @@ impl Jobs {
         }
     }
 
-    /// Whether a copy of one of these blocks is under way.
-    pub(crate) fn covers(&self, start: u64, len: u64) -> bool {
-        self.jobs.iter().any(|job| job.overlaps(start, len))
+    /// Whether a block is being copied.
+    pub(crate) fn covers(&self, block: u64) -> bool {
+        self.copying(area_of(block)) & bit_of(block) != 0
+    }
+
+    /// The blocks of an area that are being copied.
+    fn copying(&self, area: u64) -> u16 {
+        let active = |job: &&Job| job.area == area && job.state != State::Idle;
+        self.jobs.iter().filter(active).fold(0, |mask, job| mask | job.mask)
     }
 }
 
@@ -188,61 +202,56 @@ impl Worker {
         }
     }
 
-    /// Starts to copy `len` blocks (at most [`RUN_BLOCKS`]) from `start` for `snapshot`; returns
-    /// how many blocks the copy covers, fewer when the slots come in pieces.
+    /// Starts to copy the blocks `mask` of an area for `snapshot`; returns those that are being copied
+    /// now: not those that the snapshot has, nor those of another copy under way, and fewer when the
+    /// free slots come in pieces.
     pub(crate) fn start_copy(
         &mut self,
         purpose: Purpose,
         snapshot: u32,
-        start: u64,
-        len: u32,
-    ) -> Result<u32, NotStarted> {
+        area: u64,
+        mask: u16,
+    ) -> Result<u16, NotStarted> {
         if purpose != Purpose::Guard && !self.jobs.room() {
-            return Err(NotStarted::Busy);
-        }
-        let len = len.clamp(1, RUN_BLOCKS);
-        let before_t0 = matches!(purpose, Purpose::Stage { .. } | Purpose::StageClean);
-        if self.jobs.covers(start, len.into()) {
             return Err(NotStarted::Busy);
         }
         // What the snapshot has must not be copied again: while it was, its slot would be gone with
         // the bit still set, and a mirror might be writing to it.
-        if self.map_of(snapshot).any_set(start, len.into()) {
+        let mask = mask & !self.jobs.copying(area) & !self.map_of(snapshot).area_mask(area);
+        if mask == 0 {
             return Err(NotStarted::Busy);
         }
-        let mut stamps = [None; 2];
-        if before_t0 {
-            let (area, areas) = areas_of(start, len.into());
-            for (i, stamp) in (0..areas).zip(stamps.iter_mut()) {
-                *stamp = self.dev.tracker.stamp(area.saturating_add(i));
-                if stamp.is_none() {
-                    return Err(NotStarted::Busy);
-                }
-            }
+        let before_t0 = matches!(purpose, Purpose::Stage { .. } | Purpose::StageClean);
+        let stamp = if before_t0 { self.dev.tracker.stamp(area) } else { None };
+        if before_t0 && stamp.is_none() {
+            return Err(NotStarted::Busy);
         }
         let Some(number) = self.jobs.jobs.iter().position(|job| job.state == State::Idle) else {
             return Err(NotStarted::Busy);
         };
-        let (slot, len) = self.reserve_slots(snapshot, start, len).ok_or(NotStarted::Full)?;
-        let sector = start.saturating_mul(BLOCK_SECTORS.into());
+        let (slot, mask) = self.reserve_slots(snapshot, area, mask).ok_or(NotStarted::Full)?;
         let Some(job) = self.jobs.jobs.get_mut(number) else { return Err(NotStarted::Busy) };
         job.purpose = purpose;
         job.snapshot = snapshot;
-        job.start = start;
-        job.len = len;
+        job.area = area;
+        job.mask = mask;
         job.slot = slot;
-        job.stamps = stamps;
+        job.stamp = stamp;
         job.inserted = false;
         job.index_wait = [None; 2];
+        let first = area << AREA_BLOCKS_SHIFT;
         // The last block of an origin may be cut short by the target's end, never by the device's.
-        let bytes = job.bytes();
-        if job.transfer.read(&self.dev.origin, sector, 0, bytes).is_err() {
-            self.free_slots(slot, len);
+        let runs = chunker::chunks(mask, Prob::ONE).map(|(at, blocks)| Piece {
+            sector: first.saturating_add(at.into()).saturating_mul(BLOCK_SECTORS.into()),
+            bytes: (blocks as usize).saturating_mul(BLOCK_BYTES as usize),
+        });
+        if job.transfer.read(&self.dev.origin, runs).is_err() {
+            self.free_slots(slot, mask.count_ones());
             return Err(NotStarted::Busy);
         }
         job.state = State::Reading;
         self.jobs.begun(purpose);
-        Ok(len)
+        Ok(mask)
     }
 
     /// Starts to take the checksum of a slot that mirrors wrote.
@@ -252,7 +261,9 @@ impl Worker {
         block: u64,
         slot: u32,
     ) -> Result<(), NotStarted> {
-        if !self.jobs.room() || self.jobs.covers(block, 1) {
+        let area = area_of(block);
+        let mask = bit_of(block);
+        if !self.jobs.room() || self.jobs.copying(area) & mask != 0 {
             return Err(NotStarted::Busy);
         }
         let sector = self.dev.layout.slot_block(slot).saturating_mul(BLOCK_SECTORS.into());
@@ -261,11 +272,12 @@ impl Worker {
         let Some(job) = job else { return Err(NotStarted::Busy) };
         job.purpose = Purpose::Checksum;
         job.snapshot = snapshot;
-        job.start = block;
-        job.len = 1;
+        job.area = area;
+        job.mask = mask;
         job.slot = slot;
         job.inserted = true;
-        if job.transfer.read(&region, sector, 0, BLOCK_BYTES as usize).is_err() {
+        let piece = Piece { sector, bytes: BLOCK_BYTES as usize };
+        if job.transfer.read(&region, [piece].into_iter()).is_err() {
             return Err(NotStarted::Busy);
         }
         job.state = State::Reading;
@@ -273,15 +285,16 @@ impl Worker {
         Ok(())
     }
 
-    /// Reserves neighbouring slots for a run, giving back those of older copies of its blocks.
-    fn reserve_slots(&mut self, snapshot: u32, start: u64, len: u32) -> Option<(u32, u32)> {
-        let mut stale = [None; RUN_BLOCKS as usize];
+    /// Reserves neighbouring slots for blocks of an area, or for the first of them, giving back those
+    /// of older copies; returns the first slot and the blocks.
+    fn reserve_slots(&mut self, snapshot: u32, area: u64, mask: u16) -> Option<(u32, u16)> {
+        let mut stale = [None; AREA_BLOCKS as usize];
         let (slot, got) = {
             let mut slots = self.dev.slots.lock();
-            let (slot, got) = slots.alloc_run(len)?;
-            for (i, place) in (0..u64::from(got)).zip(stale.iter_mut()) {
-                let old = slots.lookup(snapshot, start.saturating_add(i));
-                if let Some(old) = old {
+            let (slot, n) = slots.alloc_run(mask.count_ones())?;
+            let got = lowest_bits(mask, n);
+            for (block, place) in blocks_of_mask(area, got).zip(stale.iter_mut()) {
+                if let Some(old) = slots.lookup(snapshot, block) {
                     slots.free(old);
                     *place = Some(old);
                 }
@@ -339,7 +352,7 @@ impl Worker {
 
     fn read_ended(&mut self, number: usize, result: Result) {
         let Some(job) = self.jobs.jobs.get_mut(number) else { return };
-        let (purpose, slot, len) = (job.purpose, job.slot, job.len);
+        let (purpose, slot, len) = (job.purpose, job.slot, job.len());
         if result.is_err() {
             add(&self.dev.totals.io_errors, 1);
             self.give_up(number);
@@ -360,7 +373,7 @@ impl Worker {
         if purpose == Purpose::Checksum {
             let crc = job.crcs.first().copied().unwrap_or(0);
             self.dev.slots.lock().set_crc(slot, crc);
-            self.dev.generations.rewritten.clear_range(job.start, 1);
+            self.dev.generations.rewritten.clear_area(job.area, job.mask);
             self.index.mark(&self.dev.layout, slot, 1, false);
             self.finish(number);
             return;
@@ -383,7 +396,7 @@ impl Worker {
         let bytes = job.bytes();
         add(&self.dev.totals.region_bytes, bytes as u64);
         let region = self.dev.region;
-        if job.transfer.write(&region, sector, 0, bytes, Durability::Cached).is_err() {
+        if job.transfer.write(&region, sector, bytes, Durability::Cached).is_err() {
             self.give_up(number);
             self.region_failed();
             return;
@@ -397,25 +410,22 @@ impl Worker {
         if !matches!(job.purpose, Purpose::Stage { .. } | Purpose::StageClean) {
             return true;
         }
-        let (area, areas) = areas_of(job.start, job.len.into());
-        (0..areas).zip(job.stamps).all(|(i, stamp)| {
-            stamp.is_some_and(|s| self.dev.tracker.unchanged(area.saturating_add(i), s))
-        })
+        job.stamp.is_some_and(|s| self.dev.tracker.unchanged(job.area, s))
     }
 
-    /// Enters the run into the slot table; `urgent` entries are written to the index at once.
+    /// Enters the blocks into the slot table; `urgent` entries are written to the index at once.
     fn insert(&mut self, number: usize, urgent: bool) {
         let Some(job) = self.jobs.jobs.get_mut(number) else { return };
         {
             let mut slots = self.dev.slots.lock();
-            for (i, crc) in (0..job.len).zip(job.crcs) {
+            let blocks = blocks_of_mask(job.area, job.mask);
+            for ((i, block), crc) in (0..AREA_BLOCKS).zip(blocks).zip(job.crcs) {
                 let slot = job.slot.saturating_add(i);
-                let block = job.start.saturating_add(i.into());
                 let _ = slots.insert(slot, job.snapshot, block, SlotKind::Data, crc);
             }
         }
         job.inserted = true;
-        job.index_wait = self.index.mark(&self.dev.layout, job.slot, job.len, urgent);
+        job.index_wait = self.index.mark(&self.dev.layout, job.slot, job.len(), urgent);
     }
 
     fn write_ended(&mut self, number: usize, result: Result) {
@@ -443,25 +453,25 @@ impl Worker {
     /// The copy is where it belongs: say so.
     fn copy_ended(&mut self, number: usize) {
         let Some(job) = self.jobs.jobs.get(number) else { return };
-        let (purpose, snapshot, start, len) = (job.purpose, job.snapshot, job.start, job.len);
-        let blocks = u64::from(len);
+        let (purpose, snapshot, area, mask) = (job.purpose, job.snapshot, job.area, job.mask);
+        let blocks = u64::from(mask.count_ones());
         let totals = &self.dev.totals;
         match purpose {
             Purpose::Stage { .. } | Purpose::StageClean => {
                 let g = &self.dev.generations;
-                g.rewritten.clear_range(start, blocks);
+                g.rewritten.clear_area(area, mask);
                 if purpose == (Purpose::Stage { mirror: true }) {
-                    g.mirrored.set_range(start, blocks);
+                    g.mirrored.set_area(area, mask);
                 } else {
-                    g.mirrored.clear_range(start, blocks);
+                    g.mirrored.clear_area(area, mask);
                 }
-                g.staged().set_range(start, blocks);
+                g.staged().set_area(area, mask);
                 // Pairs with the fence of the writers: either we see their generation, or they
                 // our bit.
                 fence(Ordering::SeqCst);
                 if !self.still_whole(number) {
-                    let stale = g.staged().clear_range(start, blocks);
-                    add(&totals.stale, stale);
+                    let stale = g.staged().clear_area(area, mask);
+                    add(&totals.stale, stale.count_ones().into());
                 }
                 add(&totals.precopied_blocks, blocks);
                 if purpose == Purpose::StageClean {
@@ -470,18 +480,18 @@ impl Worker {
                 }
             }
             Purpose::Final => {
-                self.map_of(snapshot).set_range(start, blocks);
+                self.map_of(snapshot).set_area(area, mask);
                 add(&totals.final_copy_blocks, blocks);
                 self.record.final_copy_blocks =
                     self.record.final_copy_blocks.saturating_add(blocks);
             }
             Purpose::Guard => {
-                self.map_of(snapshot).set_range(start, blocks);
+                self.map_of(snapshot).set_area(area, mask);
                 add(&totals.guarded_blocks, blocks);
-                self.count_guarded(start, len);
+                self.count_guarded(area, mask);
             }
             Purpose::Drain => {
-                self.map_of(snapshot).set_range(start, blocks);
+                self.map_of(snapshot).set_area(area, mask);
                 add(&totals.drained_blocks, blocks);
                 self.record.drained_blocks = self.record.drained_blocks.saturating_add(blocks);
             }
@@ -491,21 +501,21 @@ impl Worker {
         self.finish(number);
     }
 
-    fn count_guarded(&mut self, start: u64, len: u32) {
+    fn count_guarded(&mut self, area: u64, mask: u16) {
         if !self.snapshot.phase().after_t0() {
             return;
         }
-        let delta = self.dev.generations.delta();
-        let in_delta =
-            (0..u64::from(len)).filter(|&i| delta.test(start.saturating_add(i))).count() as u64;
-        self.record.guarded_blocks = self.record.guarded_blocks.saturating_add(len.into());
-        self.drain.guarded_in_delta = self.drain.guarded_in_delta.saturating_add(in_delta);
+        let in_delta = self.dev.generations.delta().area_mask(area) & mask;
+        self.record.guarded_blocks =
+            self.record.guarded_blocks.saturating_add(mask.count_ones().into());
+        self.drain.guarded_in_delta =
+            self.drain.guarded_in_delta.saturating_add(in_delta.count_ones().into());
     }
 
     /// Ends a job that leads nowhere, giving its slots back.
     fn give_up(&mut self, number: usize) {
         if let Some(job) = self.jobs.jobs.get(number) {
-            let (slot, len, purpose) = (job.slot, job.len, job.purpose);
+            let (slot, len, purpose) = (job.slot, job.len(), job.purpose);
             if purpose != Purpose::Checksum {
                 self.free_slots(slot, len);
             }

@@ -2,12 +2,11 @@
 
 //! After T0: copying the rest of the delta, most likely overwritten first.
 
-use super::copy::{NotStarted, Purpose};
+use super::copy::{runs_of, NotStarted, Purpose};
 use super::Worker;
 use kernel::prelude::*;
 use presnap_abi::memory::array_of;
 use presnap_engine::freeze::{Event, Phase};
-use presnap_engine::geometry::AREA_BLOCKS_SHIFT;
 use presnap_engine::policy::drain_value;
 use presnap_engine::rank::sort_descending;
 
@@ -152,28 +151,21 @@ impl Worker {
     /// Starts the copies of one area; `false` if it has to be tried again, or all is over.
     fn drain_area(&mut self, area: u64) -> bool {
         let mask = self.lacking(area);
-        for run in presnap_engine::chunker::chunks(mask, presnap_engine::fixed::Prob::ONE) {
-            let start = (area << AREA_BLOCKS_SHIFT).saturating_add(run.0.into());
-            match self.start_copy(Purpose::Drain, self.record.id, start, run.1.into()) {
-                Ok(_) => {
-                    self.pacer.spend();
-                    self.progress = true;
+        match self.start_copy(Purpose::Drain, self.record.id, area, mask) {
+            Ok(started) => {
+                self.pacer.spend(runs_of(started));
+                self.progress = true;
+                true
+            }
+            // Covered by a guard's copy, or no job: `first_lacking` finds what is left.
+            Err(NotStarted::Busy) => self.jobs.room(),
+            Err(NotStarted::Full) => {
+                if self.drop_staged() == 0 {
+                    self.overflow();
                 }
-                // Covered by a guard's copy, or no job: `first_lacking` finds what is left.
-                Err(NotStarted::Busy) => {
-                    if !self.jobs.room() {
-                        return false;
-                    }
-                }
-                Err(NotStarted::Full) => {
-                    if self.drop_staged() == 0 {
-                        self.overflow();
-                    }
-                    return false;
-                }
+                false
             }
         }
-        true
     }
 
     /// Takes the checksums of slots that mirrors wrote; whether there is still something to do.

@@ -9,7 +9,6 @@ use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use presnap_abi::clock::{monotonic_ns, realtime_ns};
 use presnap_engine::freeze::{Action, DropReason, Event, Phase};
-use presnap_engine::geometry::AREA_BLOCKS_SHIFT;
 use presnap_engine::region::root::SNAPSHOT_AFTER_CRASH;
 use presnap_engine::region::{Scope, SnapshotRecord, SnapshotState, NO_SLOT};
 
@@ -137,7 +136,10 @@ impl Worker {
     /// Carries out an action.
     pub(super) fn act(&mut self, action: Action, now: u64) {
         match action {
-            Action::CommitStaged => self.stage.pause(),
+            Action::CommitStaged => {
+                self.stage.pause();
+                self.pacer.hurry(None);
+            }
             Action::CloseGate => self.dev.gate.close(),
             Action::FinalCopy => self.drain.restart(),
             Action::Switch => self.switch(now),
@@ -172,24 +174,21 @@ impl Worker {
             }
             return;
         };
-        let mut all = true;
-        for run in presnap_engine::chunker::chunks(mask, presnap_engine::fixed::Prob::ONE) {
-            let start = (area << AREA_BLOCKS_SHIFT).saturating_add(run.0.into());
-            match self.start_copy(Purpose::Final, id, start, run.1.into()) {
-                Ok(_) => self.progress = true,
-                Err(NotStarted::Busy) => all = false,
-                Err(NotStarted::Full) => {
-                    // The rest is for the drain, which knows what to do when it is full too.
-                    if !self.copies_of(id) {
-                        self.report(Event::FinalCopyEnded);
-                    }
-                    return;
+        match self.start_copy(Purpose::Final, id, area, mask) {
+            Ok(started) => {
+                self.progress = true;
+                if started == mask && self.jobs.room() {
+                    self.drain.cursor = area.saturating_add(1);
                 }
             }
-        }
-        if all && self.jobs.room() {
-            self.drain.cursor = area.saturating_add(1);
-            self.progress = true;
+            // The end of a copy brings us here again.
+            Err(NotStarted::Busy) => {}
+            Err(NotStarted::Full) => {
+                // The rest is for the drain, which knows what to do when it is full too.
+                if !self.copies_of(id) {
+                    self.report(Event::FinalCopyEnded);
+                }
+            }
         }
     }
 

@@ -2,14 +2,14 @@
 
 //! Bios that wait: for the gate to open, or for their blocks to be preserved.
 
-use super::copy::{NotStarted, Purpose, RUN_BLOCKS};
+use super::copy::{NotStarted, Purpose};
 use super::Worker;
 use crate::device::{add, Guard, Health};
 use crate::route::{PerBio, Route};
 use core::sync::atomic::Ordering;
 use presnap_abi::bio::{Bio, BioList, STS_NOSPC};
 use presnap_engine::freeze::{DropReason, Event};
-use presnap_engine::geometry::blocks_touched;
+use presnap_engine::geometry::{areas_masked, blocks_touched};
 
 /// The waiting bios; their number is bounded by what their submitters have in flight.
 pub(crate) struct Parked {
@@ -80,37 +80,24 @@ impl Worker {
             return;
         }
         let (first, count) = blocks_touched(offset, bio.sectors());
-        let end = first.saturating_add(count);
         let owner = self.dev.newest();
-        let mut block = first;
-        while block < end {
-            if !self.dev.must_guard(block, 1) {
-                block = block.saturating_add(1);
-                continue;
-            }
-            let limit = end.min(block.saturating_add(RUN_BLOCKS.into()));
-            let run = (block..limit)
-                .take_while(|&b| self.dev.must_guard(b, 1) && !self.jobs.covers(b, 1))
-                .count() as u32;
-            if run == 0 {
-                // Being copied already.
-                block = block.saturating_add(1);
-                continue;
-            }
-            match self.start_copy(Purpose::Guard, owner, block, run) {
-                Ok(n) => {
-                    self.progress = true;
-                    block = block.saturating_add(n.into());
-                }
-                // All jobs are taken: the end of one lets the bio try again.
-                Err(NotStarted::Busy) => break,
-                Err(NotStarted::Full) => {
-                    if self.guard_is_full() {
+        for (area, mask) in areas_masked(first, count) {
+            // Slots may come in pieces.
+            loop {
+                let mask = self.dev.to_guard(area, mask);
+                match self.start_copy(Purpose::Guard, owner, area, mask) {
+                    Ok(_) => self.progress = true,
+                    // All are being copied already, or all jobs are taken: the end of one lets the
+                    // bio try again.
+                    Err(NotStarted::Busy) => break,
+                    Err(NotStarted::Full) => {
+                        if !self.guard_is_full() {
+                            bio.end(STS_NOSPC);
+                            return;
+                        }
                         self.parked.retry = true;
                         break;
                     }
-                    bio.end(STS_NOSPC);
-                    return;
                 }
             }
         }

@@ -7,6 +7,7 @@ use crate::device::{add, block_map, BlockMap, Device};
 use crate::region::IndexState;
 use kernel::prelude::*;
 use kernel::sync::Arc;
+use presnap_abi::clock::crc32c;
 use presnap_abi::io::{Client, Durability, Transfer};
 use presnap_abi::thread::Wake;
 use presnap_engine::geometry::{BLOCK_BYTES, BLOCK_SECTORS};
@@ -122,12 +123,13 @@ impl IndexWriter {
         {
             let slots = dev.slots.lock();
             let tag = region_tag(&dev.region_uuid);
-            IndexBlock::encode(out, tag, index_no, seq, slots.index_entries(index_no));
+            let entries = slots.index_entries(index_no);
+            IndexBlock::encode_with(out, tag, index_no, seq, entries, crc32c);
         }
         let block = dev.layout.index_copy_block(index_no, state.next);
         let sector = block.saturating_mul(BLOCK_SECTORS.into());
         let durability = if dev.region_cached { Durability::Barrier } else { Durability::Cached };
-        write.transfer.write(&dev.region, sector, 0, BLOCK_BYTES as usize, durability)?;
+        write.transfer.write(&dev.region, sector, BLOCK_BYTES as usize, durability)?;
         add(&dev.totals.region_bytes, BLOCK_BYTES.into());
         write.index_no = Some(index_no);
         state.in_flight = true;

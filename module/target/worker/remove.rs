@@ -173,7 +173,7 @@ impl Worker {
                         let needed = heir != 0
                             && e.kind == SlotKind::Data
                             && slots.lookup(heir, e.block).is_none()
-                            && !self.jobs.covers(e.block, 1);
+                            && !self.jobs.covers(e.block);
                         if !(needed && slots.reassign(cursor, heir).is_ok()) {
                             slots.free(cursor);
                         }

@@ -117,7 +117,7 @@ impl Worker {
         let region = self.dev.region;
         self.progress = true;
         let transfer = &mut self.root.transfer;
-        if transfer.write(&region, sector, 0, ROOT_BYTES, Durability::Barrier).is_err() {
+        if transfer.write(&region, sector, ROOT_BYTES, Durability::Barrier).is_err() {
             self.region_failed();
             return;
         }

@@ -247,8 +247,7 @@ impl Worker {
         let region = self.dev.region;
         self.progress = true;
         add(&self.dev.totals.region_bytes, PAGE_BYTES as u64);
-        let written =
-            self.manifest.transfer.write(&region, sector, 0, PAGE_BYTES, Durability::Cached);
+        let written = self.manifest.transfer.write(&region, sector, PAGE_BYTES, Durability::Cached);
         if written.is_err() {
             self.region_failed();
             return;

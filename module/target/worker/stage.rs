@@ -5,11 +5,12 @@
 //! Every tick the predictor takes in what was recorded since the last one, dirty areas are scored,
 //! and the best go to the copier, as far as budget and bandwidth allow.
 
-use super::copy::{NotStarted, Purpose};
+use super::copy::{runs_of, NotStarted, Purpose};
 use super::Worker;
 use crate::device::{add, Device, Request};
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
+use presnap_abi::clock::monotonic_ns;
 use presnap_abi::memory::array_of;
 use presnap_engine::activity::AreaState;
 use presnap_engine::chunker;
@@ -45,6 +46,9 @@ const RECORDS: usize = 128;
 const OBSERVED_PER_PASS: u64 = 8;
 const NS_PER_OBSERVATION: u64 = 50_000;
 const SCORED_PER_PASS: usize = 16;
+/// Scoring takes at most one part in so many of a CPU's time, and in the lead before T0.
+const SCAN_SHARE: u64 = 40;
+const SCAN_SHARE_NEAR: u64 = 8;
 /// Predictions waiting to be judged.
 const SAMPLES: usize = 512;
 
@@ -92,6 +96,8 @@ pub(crate) struct Stage {
     cursor: u64,
     next_tick_ns: u64,
     scan: Scan,
+    /// Time spent on this scan.
+    scan_ns: u64,
     /// Where the walk over remembered areas goes on.
     clean_cursor: usize,
     clean_started: bool,
@@ -118,7 +124,7 @@ impl Stage {
             ring_cursor: 0,
             observed_ns: 0,
             throttle: Throttle::new(ThrottleConfig::default()),
-            trigger: Trigger::new(config, presnap_abi::clock::monotonic_ns()),
+            trigger: Trigger::new(config, monotonic_ns()),
             config,
             candidates: array_of(CANDIDATES, Candidate::default())?,
             next: 0,
@@ -126,6 +132,7 @@ impl Stage {
             cursor: 0,
             next_tick_ns: 0,
             scan: Scan::Done,
+            scan_ns: 0,
             clean_cursor: 0,
             clean_started: false,
             scored: 0,
@@ -153,6 +160,7 @@ impl Stage {
         self.len = 0;
         self.next = 0;
         self.scan = Scan::Dirty;
+        self.scan_ns = 0;
         self.clean_cursor = 0;
         self.clean_started = false;
     }
@@ -285,7 +293,7 @@ impl Worker {
         let g = &self.dev.generations;
         Context {
             time_to_t0_ns: t0.map(|t| t.saturating_sub(now)),
-            bandwidth_blocks_per_s: knobs.get(Knob::CopyBandwidthKib) / 4,
+            bandwidth_blocks_per_s: self.bandwidth_blocks_per_s(),
             remaining_dirty_blocks: g.dirty().count().saturating_sub(g.staged().count()),
             threshold: knobs.probability(Knob::ThresholdPermille),
             guard_threshold: knobs.probability(Knob::GuardThresholdPermille),
@@ -293,6 +301,16 @@ impl Worker {
             scope_image: self.coming_scope() == Scope::Image,
             mirror: knobs.mirror(),
             default_horizon_ns: knobs.ms_as_ns(Knob::HorizonMs),
+        }
+    }
+
+    /// What the copier may do: as the knob says, and as the foreground bears; 0 if there is no limit.
+    fn bandwidth_blocks_per_s(&self) -> u64 {
+        let allowed = self.dev.knobs.get(Knob::CopyBandwidthKib) / 4;
+        match (allowed, self.pacer.copies_per_s()) {
+            (0, borne) => borne,
+            (allowed, 0) => allowed,
+            (allowed, borne) => allowed.min(borne),
         }
     }
 
@@ -357,9 +375,24 @@ impl Worker {
             self.stage.begin_scan();
         }
         if self.stage.scan != Scan::Done {
+            let begun = monotonic_ns();
             self.predict(kind, now);
+            let spent = monotonic_ns().saturating_sub(begun);
+            self.stage.scan_ns = self.stage.scan_ns.saturating_add(spent);
+            if self.stage.scan == Scan::Done {
+                self.bound_scans(now);
+            }
         }
         self.issue_staging(now);
+    }
+
+    /// Puts the next tick off, if need be, so that scoring takes no more than its share of a CPU.
+    fn bound_scans(&mut self, now: u64) {
+        let ctx = self.context(now);
+        let near = ctx.time_to_t0_ns.is_some_and(|left| left <= ctx.last_window_ns());
+        let times = if near { SCAN_SHARE_NEAR } else { SCAN_SHARE };
+        let earliest = now.saturating_add(self.stage.scan_ns.saturating_mul(times));
+        self.stage.next_tick_ns = self.stage.next_tick_ns.max(earliest);
     }
 
     /// Scores some areas, and when all have been, puts the candidates in order.
@@ -482,6 +515,8 @@ impl Worker {
         if self.stage.next < self.stage.len {
             self.dev.staging.store(true, Ordering::SeqCst);
         }
+        let ctx = self.context(now);
+        self.pacer.hurry(ctx.time_to_t0_ns.map(|left| (ctx.remaining_dirty_blocks, left)));
         while self.stage.next < self.stage.len
             && self.jobs.staging < COPIES_AT_ONCE
             && self.jobs.guards == 0
@@ -503,7 +538,7 @@ impl Worker {
     fn stage_area(&mut self, c: &Candidate) -> bool {
         let g = &self.dev.generations;
         // What was decided at the tick may not be needed any more.
-        let mask = c.decision.mask() & !g.staged().area_mask(c.area);
+        let mask = c.decision.mask() & g.staged().missing(c.area);
         let clean = matches!(c.decision, Decision::StageClean { .. });
         let mask = if clean { mask & !g.dirty().area_mask(c.area) } else { mask };
         let purpose = match c.decision {
@@ -517,36 +552,33 @@ impl Worker {
             .fold(0u16, |wide, run| wide | run_mask(run))
             & if clean { !g.dirty().area_mask(c.area) } else { g.dirty().area_mask(c.area) }
             // Never copy again what is staged: a mirror may be writing to its slot.
-            & !g.staged().area_mask(c.area);
+            & g.staged().missing(c.area);
         let id = self.coming_id();
-        let blocks = self.dev.origin_blocks();
-        for run in chunker::chunks(mask, Prob::ONE) {
-            let start = (c.area << AREA_BLOCKS_SHIFT).saturating_add(run.0.into());
-            let len = u32::from(run.1).min(blocks.saturating_sub(start) as u32);
-            if len == 0 {
-                continue;
+        let wanted = mask.count_ones();
+        let granted = self.stage.throttle.take(wanted);
+        if granted < wanted {
+            self.stage.throttle.give_back(granted);
+            return false;
+        }
+        match self.start_copy(purpose, id, c.area, mask) {
+            Ok(started) => {
+                self.stage.throttle.give_back(wanted.saturating_sub(started.count_ones()));
+                self.pacer.spend(runs_of(started));
+                self.progress = true;
+                true
             }
-            let granted = self.stage.throttle.take(len);
-            if granted < len {
-                self.stage.throttle.give_back(granted);
-                return false;
+            // Nothing to copy, or it is being written: at the next tick.
+            Err(NotStarted::Busy) => {
+                self.stage.throttle.give_back(wanted);
+                true
             }
-            match self.start_copy(purpose, id, start, len) {
-                Ok(n) => {
-                    self.stage.throttle.give_back(len.saturating_sub(n));
-                    self.pacer.spend();
-                    self.progress = true;
-                }
-                Err(NotStarted::Busy) => self.stage.throttle.give_back(len),
-                Err(NotStarted::Full) => {
-                    // Staging yields: whoever needs the rest of the region may have it.
-                    self.stage.throttle.give_back(len);
-                    self.stage.next = self.stage.len;
-                    return false;
-                }
+            Err(NotStarted::Full) => {
+                // Staging yields: whoever needs the rest of the region may have it.
+                self.stage.throttle.give_back(wanted);
+                self.stage.next = self.stage.len;
+                false
             }
         }
-        true
     }
 
     /// Gives up what is staged, to make room; returns how many blocks that were.
