@@ -4,7 +4,7 @@
 # Each result is one line on the console, `@@ {...}`, which bench/report.py reads.
 #
 # The course of a run, in seconds of the guest's clock: the load begins at 0; 0.75 to 1.5 counts as "before"; at 1.5
-# a snapshot with a known T0 is requested (only presnap with a predictor); T0 is at 2.25; the 2 s from there are "after".
+# a snapshot with a known T0 is requested (only presnap with a predictor); T0 is at 3.75; the 2 s from there are "after".
 . /presnap/lib.sh
 [ ! -e /presnap/bench.conf ] || . /presnap/bench.conf
 ORIGIN_MIB=${ORIGIN_MIB:-256}
@@ -60,7 +60,7 @@ echo held=\$((\$(t) - a))
 END
 }
 
-# setup SYSTEM: makes the device $DEV; CMD is run at T0, BEFORE_MS says how long before T0 a snapshot is requested
+# setup SYSTEM VARIANT: makes the device $DEV; CMD is run at T0, WITHIN says how many milliseconds before T0 a snapshot is requested
 setup() {
 	DEV=/dev/mapper/x CMD=true WITHIN=0 EXTRA=''
 	case $1 in
@@ -100,16 +100,18 @@ setup() {
 		*-model)
 			EXTRA=ewma
 			echo ewma >"$S/predictor"
-			if [ -e /presnap/model.psm ]; then
-				dd if=/presnap/model.psm of="$S/model/blob" bs=64k status=none
+			local model=/presnap/$3.psm
+			[ -e "$model" ] || model=/presnap/model.psm
+			if [ -e "$model" ]; then
+				dd if="$model" of="$S/model/blob" bs=64k status=none
 				if echo 1 >"$S/model/commit"; then
 					echo model >"$S/predictor"
-					EXTRA="model $(cat "$S/model/state")"
+					EXTRA="$(basename "$model" .psm) $(cat "$S/model/state")"
 				else
 					EXTRA="ewma (model refused: $(cat "$S/model/error"))"
 				fi
 			fi
-			WITHIN=750
+			WITHIN=$((T0_MS > 1500 ? T0_MS - 1500 : T0_MS / 2))
 			;;
 		esac
 		;;
@@ -127,10 +129,10 @@ teardown() {
 
 # run SYSTEM VARIANT LOAD [KEY=VALUE]...
 run() {
-	local system=$1 variant=$2 load=$3 kv T0_MS=2250 AFTER_MS=2000 SPAN='' DIRTY='' KNOBS='' BUDGET='' extra=() state='' status='' held='' id=''
+	local system=$1 variant=$2 load=$3 kv T0_MS=3750 AFTER_MS=2000 SPAN='' DIRTY='' KNOBS='' BUDGET='' extra=() state='' status='' held='' id=''
 	shift 3
 	for kv in "$@"; do printf -v "${kv%%=*}" '%s' "${kv#*=}"; done
-	setup "$system" "$variant"
+	setup "$system" "$variant" "$load"
 	local k
 	for k in $KNOBS; do echo "${k#*/}" >"$S/${k%%/*}"; done
 	[ -z "$SPAN" ] || extra+=(--span "$SPAN")
@@ -149,7 +151,7 @@ run() {
 		--max-ios 600000 "${extra[@]}" >/tmp/result 2>/tmp/error &
 	local pid=$! begin
 	if [ $WITHIN != 0 ]; then
-		# T0 shall fall right behind the third window: the request goes out when the load has run for 1.5 s.
+		# T0 shall fall right behind a window: the request goes out when the load has run for 1.5 s.
 		while [ "$(ios "$name")" = "$started" ]; do sleep_us 1000; done
 		begin=$(now_us)
 		sleep_us $(((T0_MS - WITHIN) * 1000 + 1000))
@@ -185,9 +187,23 @@ run() {
 	teardown
 }
 
-case " $* " in *presnap:*) load ;; esac
+# train LOAD: records a few seconds of a load, other places than those that are measured, for a model to be trained on.
+train() {
+	setup presnap delta-off "$1"
+	presnap-load "$1" $DEV --seconds 12 --seed 77 >/dev/null &
+	local pid=$!
+	presnap trace record $DEV --new-only --seconds 12 --output "/out/$1.trace" >/dev/null 2>&1
+	wait $pid
+	note "recorded $(wc -c <"/out/$1.trace") bytes of $1"
+	teardown
+}
+
+case " $* " in *presnap:* | *train:*) load ;; esac
 for r in "$@"; do
 	IFS=: read -ra words <<<"$r"
 	note "run $r"
-	(run "${words[@]}") || { note "FAILED $r"; teardown || :; }
+	case ${words[0]} in
+	train) (train "${words[1]}") || { note "FAILED $r"; teardown || :; } ;;
+	*) (run "${words[@]}") || { note "FAILED $r"; teardown || :; } ;;
+	esac
 done
