@@ -38,7 +38,7 @@ use seal::Manifest;
 use stage::Stage;
 
 /// How long the worker runs on while others wait for its CPU.
-const LONGEST_BREATH_NS: u64 = 50_000;
+const LONGEST_BREATH_NS: u64 = 25_000;
 
 /// The thread's state.
 pub(crate) struct Worker {

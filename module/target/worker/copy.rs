@@ -421,7 +421,10 @@ impl Worker {
             let blocks = blocks_of_mask(job.area, job.mask);
             for ((i, block), crc) in (0..AREA_BLOCKS).zip(blocks).zip(job.crcs) {
                 let slot = job.slot.saturating_add(i);
-                let _ = slots.insert(slot, job.snapshot, block, SlotKind::Data, crc);
+                if slots.insert(slot, job.snapshot, block, SlotKind::Data, crc).is_err() {
+                    // The snapshot was given the block by another way meanwhile.
+                    slots.free(slot);
+                }
             }
         }
         job.inserted = true;

@@ -219,6 +219,7 @@ impl Worker {
         self.dev.set_guard(if image { Guard::Image } else { Guard::Delta });
         self.dev.staging.store(false, Ordering::Relaxed);
         self.drain.guarded_in_delta = 0;
+        self.stage.begin_generation();
         let _ = now;
     }
 

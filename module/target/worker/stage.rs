@@ -45,7 +45,7 @@ const RECORDS: usize = 128;
 /// since the last pass: 20,000 a second.
 const OBSERVED_PER_PASS: u64 = 8;
 const NS_PER_OBSERVATION: u64 = 50_000;
-const SCORED_PER_PASS: usize = 16;
+const SCORED_PER_PASS: usize = 8;
 /// Scoring takes at most one part in so many of a CPU's time, and in the lead before T0.
 const SCAN_SHARE: u64 = 40;
 const SCAN_SHARE_NEAR: u64 = 8;
@@ -94,6 +94,9 @@ pub(crate) struct Stage {
     len: usize,
     /// Dirty area from which the next tick goes on.
     cursor: u64,
+    /// There was no room for more candidates.
+    truncated: bool,
+    in_last_window: bool,
     next_tick_ns: u64,
     scan: Scan,
     /// Time spent on this scan.
@@ -106,6 +109,8 @@ pub(crate) struct Stage {
     /// There is more to observe.
     behind: bool,
     paused: bool,
+    /// Slots may be in use for the coming snapshot.
+    holds_slots: bool,
     samples: KVVec<Sample>,
     sample_at: usize,
     ahead: KVVec<AreaAhead>,
@@ -130,6 +135,8 @@ impl Stage {
             next: 0,
             len: 0,
             cursor: 0,
+            truncated: false,
+            in_last_window: false,
             next_tick_ns: 0,
             scan: Scan::Done,
             scan_ns: 0,
@@ -138,6 +145,7 @@ impl Stage {
             scored: 0,
             behind: false,
             paused: false,
+            holds_slots: false,
             samples: array_of(SAMPLES, Sample::default())?,
             sample_at: 0,
             ahead: array_of(64, none)?,
@@ -182,6 +190,11 @@ impl Stage {
             self.scan = Scan::Done;
         }
         n
+    }
+
+    /// T0: what was staged is the new snapshot's now.
+    pub(super) fn begin_generation(&mut self) {
+        self.holds_slots = false;
     }
 
     /// Goes on, for the coming snapshot.
@@ -364,7 +377,16 @@ impl Worker {
             self.stage.pause_prediction();
             return;
         }
-        if now >= self.stage.next_tick_ns && self.stage.scan == Scan::Done {
+        let last = self.in_last_window(now);
+        // In the last window all is worth a copy, whatever the scan before it said. And not all areas
+        // may have found a place, while those that did have been dealt with.
+        let more = last && self.stage.truncated && self.stage.next >= self.stage.len;
+        if more || (last && !self.stage.in_last_window) {
+            self.stage.next_tick_ns = now;
+        }
+        self.stage.in_last_window = last;
+        let due = now >= self.stage.next_tick_ns;
+        if due && self.stage.scan == Scan::Done {
             // With T0 near, what was decided a tick ago is soon out of date.
             let tick = self.dev.knobs.ms_as_ns(Knob::TickMs);
             let left = self.context(now).time_to_t0_ns.unwrap_or(u64::MAX);
@@ -386,11 +408,15 @@ impl Worker {
         self.issue_staging(now);
     }
 
+    /// Whether all that is dirty is being copied.
+    fn in_last_window(&self, now: u64) -> bool {
+        let ctx = self.context(now);
+        ctx.time_to_t0_ns.is_some_and(|left| left <= ctx.last_window_ns())
+    }
+
     /// Puts the next tick off, if need be, so that scoring takes no more than its share of a CPU.
     fn bound_scans(&mut self, now: u64) {
-        let ctx = self.context(now);
-        let near = ctx.time_to_t0_ns.is_some_and(|left| left <= ctx.last_window_ns());
-        let times = if near { SCAN_SHARE_NEAR } else { SCAN_SHARE };
+        let times = if self.stage.in_last_window { SCAN_SHARE_NEAR } else { SCAN_SHARE };
         let earliest = now.saturating_add(self.stage.scan_ns.saturating_mul(times));
         self.stage.next_tick_ns = self.stage.next_tick_ns.max(earliest);
     }
@@ -409,6 +435,7 @@ impl Worker {
             let found = g.dirty().next_area(stage.cursor);
             let Some(area) = found.filter(|_| stage.len < CANDIDATES) else {
                 // The next scan begins where this one had to stop.
+                stage.truncated = found.is_some();
                 if found.is_none() {
                     stage.cursor = 0;
                 }
@@ -516,7 +543,9 @@ impl Worker {
             self.dev.staging.store(true, Ordering::SeqCst);
         }
         let ctx = self.context(now);
-        self.pacer.hurry(ctx.time_to_t0_ns.map(|left| (ctx.remaining_dirty_blocks, left)));
+        // Some of the time is for what goes wrong.
+        let left = ctx.time_to_t0_ns.map(|left| left / 4 * 3);
+        self.pacer.hurry(left.map(|left| (ctx.remaining_dirty_blocks, left)));
         while self.stage.next < self.stage.len
             && self.jobs.staging < COPIES_AT_ONCE
             && self.jobs.guards == 0
@@ -562,6 +591,7 @@ impl Worker {
         }
         match self.start_copy(purpose, id, c.area, mask) {
             Ok(started) => {
+                self.stage.holds_slots = true;
                 self.stage.throttle.give_back(wanted.saturating_sub(started.count_ones()));
                 self.pacer.spend(runs_of(started));
                 self.progress = true;
@@ -581,12 +611,14 @@ impl Worker {
         }
     }
 
-    /// Gives up what is staged, to make room; returns how many blocks that were.
+    /// Gives up what is staged, to make room; returns how many slots that freed, those of stale copies
+    /// among them.
     pub(super) fn drop_staged(&mut self) -> u64 {
-        if self.dev.generations.staged().count() == 0 {
-            return 0;
+        if self.stage.holds_slots {
+            self.forget_staged()
+        } else {
+            0
         }
-        self.forget_staged()
     }
 
     /// Nothing is staged any more.
@@ -611,6 +643,7 @@ impl Worker {
                 self.index.mark(&self.dev.layout, slot, 1, false);
             }
         }
+        self.stage.holds_slots = false;
         freed
     }
 }
