@@ -29,7 +29,7 @@ use kernel::time::delay::fsleep;
 use kernel::time::Delta;
 use presnap_abi::clock::monotonic_ns;
 use presnap_abi::io::Client;
-use presnap_abi::thread::{let_others_run, should_stop, Body};
+use presnap_abi::thread::{let_others_run, set_nice, should_stop, Body, MIN_NICE};
 use presnap_engine::freeze::{DropReason, Event, Snapshot};
 use presnap_engine::pacer::Pacer;
 use presnap_engine::region::{Copy2, SnapshotRecord};
@@ -37,8 +37,11 @@ use root::RootWriter;
 use seal::Manifest;
 use stage::Stage;
 
-/// How long the worker runs on while others wait for its CPU.
-const LONGEST_BREATH_NS: u64 = 25_000;
+/// How long the worker runs on while others wait for its CPU: on a busy CPU this is its share, a turn
+/// for each of theirs.
+const BREATH_NS: u64 = 25_000;
+/// The same while writers wait for what it does, or T0 is near.
+const LONG_BREATH_NS: u64 = 100_000;
 
 /// The thread's state.
 pub(crate) struct Worker {
@@ -57,6 +60,8 @@ pub(crate) struct Worker {
     removal: remove::Removal,
     /// How many background copies the foreground can bear.
     pacer: Pacer,
+    /// While writers wait, or may at any moment, this thread comes before others; its nice value else.
+    calm_nice: Option<i32>,
     /// When others last had the CPU.
     breath_ns: u64,
     /// A pass did something, so that another may find more to do.
@@ -95,6 +100,7 @@ impl Worker {
             manifest: Manifest::new(&client, &dev.wake)?,
             removal: remove::Removal::new(),
             pacer: Pacer::new(),
+            calm_nice: None,
             breath_ns: 0,
             progress: false,
             op_first: dev.op.load(Ordering::Relaxed).wrapping_add(1),
@@ -110,10 +116,26 @@ impl Worker {
         if self.dev.gate.is_closed() {
             return;
         }
+        let hurry = self.parked.waiting() || self.stage.in_last_window();
+        let longest = if hurry { LONG_BREATH_NS } else { BREATH_NS };
         let now = monotonic_ns();
-        if now.saturating_sub(self.breath_ns) > LONGEST_BREATH_NS {
+        if now.saturating_sub(self.breath_ns) > longest {
             let_others_run();
             self.breath_ns = monotonic_ns();
+        }
+    }
+
+    /// Each step of a guard's copy would otherwise wait until whoever has the CPU gives it away, and the
+    /// writer with it.
+    fn set_urgency(&mut self) {
+        let urgent = self.parked.waiting() || self.snapshot.phase().after_t0();
+        match self.calm_nice {
+            None if urgent => self.calm_nice = Some(set_nice(MIN_NICE)),
+            Some(nice) if !urgent => {
+                set_nice(nice);
+                self.calm_nice = None;
+            }
+            _ => {}
         }
     }
 
@@ -136,6 +158,7 @@ impl Worker {
         self.write_index();
         self.write_root();
         self.publish();
+        self.set_urgency();
     }
 
     /// Reports an event to the state machine and carries out what it says.

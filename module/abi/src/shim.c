@@ -38,6 +38,14 @@ void presnap_yield(void)
 	schedule();
 }
 
+int presnap_set_nice(int nice)
+{
+	int before = task_nice(current);
+
+	set_user_nice(current, nice);
+	return before;
+}
+
 unsigned int presnap_noio_save(void)
 {
 	return memalloc_noio_save();

@@ -24,6 +24,7 @@ void presnap_wake_up(struct presnap_wake *wake);
 void presnap_wake_wait(struct presnap_wake *wake, unsigned int timeout_us);
 unsigned int presnap_noio_save(void);
 void presnap_yield(void);
+int presnap_set_nice(int nice);
 
 void presnap_bio_set_dev(struct bio *bio, struct block_device *bdev);
 void presnap_bio_endio(struct bio *bio, unsigned char status);

@@ -67,6 +67,15 @@ pub fn let_others_run() {
     unsafe { bindings::presnap_yield() };
 }
 
+/// The nice value that comes before all others but real time.
+pub const MIN_NICE: i32 = -20;
+
+/// Sets the nice value of this thread, [`MIN_NICE`] to 19; returns what it was.
+pub fn set_nice(nice: i32) -> i32 {
+    // SAFETY: Changes the current task, from process context.
+    unsafe { bindings::presnap_set_nice(nice) }
+}
+
 /// A running kernel thread; dropped, it is told to stop and waited for.
 ///
 /// # Invariants

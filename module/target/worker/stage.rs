@@ -158,7 +158,13 @@ impl Stage {
         self.pause_prediction();
     }
 
+    /// Whether all that is dirty is being copied, because T0 is near.
+    pub(super) fn in_last_window(&self) -> bool {
+        self.in_last_window
+    }
+
     fn pause_prediction(&mut self) {
+        self.in_last_window = false;
         self.len = 0;
         self.next = 0;
         self.scan = Scan::Done;
@@ -397,6 +403,8 @@ impl Worker {
             self.stage.begin_scan();
         }
         if self.stage.scan != Scan::Done {
+            // There is more of it, and breathing is seen to.
+            self.progress = true;
             let begun = monotonic_ns();
             self.predict(kind, now);
             let spent = monotonic_ns().saturating_sub(begun);
