@@ -344,6 +344,8 @@ pub(crate) struct Device {
     pub(crate) fail_writes: AtomicBool,
     /// Whether anything may be staged: writers need not look otherwise.
     pub(crate) staging: AtomicBool,
+    /// Some mirrored writes make their copies stale instead, so that the hottest go.
+    pub(crate) mirror_limited: AtomicBool,
     pub(crate) ring: RecordRing<KVVec<RingSlot>>,
     pub(crate) knobs: Knobs,
     pub(crate) totals: Totals,
@@ -425,6 +427,7 @@ impl Device {
                 newest: AtomicU32::new(newest),
                 fail_writes: AtomicBool::new(false),
                 staging: AtomicBool::new(false),
+                mirror_limited: AtomicBool::new(false),
                 ring,
                 knobs,
                 totals: Totals::default(),

@@ -21,6 +21,9 @@ const ENTERED: u64 = 1;
 /// In the flags of a bio: it has a mirror.
 const MIRRORED: u64 = 2;
 
+/// A copy follows so many writes on average, while that is limited.
+const MIRRORS_PER_COPY: u64 = 8;
+
 /// Longest discard or write-zeroes handled at once: 4 MiB.
 pub(crate) const LONGEST_SECTORS: u32 = 8192;
 
@@ -92,7 +95,12 @@ impl Device {
             // Pairs with the fence of the copier: either it sees our generation, or we its bit.
             fence(Ordering::SeqCst);
             if self.generations.staged().any_set(first, count) {
-                if alone && kind == IoKind::Write && self.mirror(&mut bio, offset, first, count) {
+                // A mirror costs as much as the write itself, a guard as much as a few. One write in so
+                // many gives its copies up: those of hot blocks soon, those of others hardly ever.
+                let tired =
+                    op % MIRRORS_PER_COPY == 0 && self.mirror_limited.load(Ordering::Relaxed);
+                let follow = alone && kind == IoKind::Write && !tired;
+                if follow && self.mirror(&mut bio, offset, first, count) {
                     flags |= MIRRORED;
                     add(&self.totals.mirrored_writes, 1);
                 } else {

@@ -40,8 +40,8 @@ use stage::Stage;
 /// How long the worker runs on while others wait for its CPU: on a busy CPU this is its share, a turn
 /// for each of theirs.
 const BREATH_NS: u64 = 25_000;
-/// The same while writers wait for what it does, or T0 is near.
-const LONG_BREATH_NS: u64 = 100_000;
+/// The same while T0 is near.
+const LONG_BREATH_NS: u64 = 50_000;
 
 /// The thread's state.
 pub(crate) struct Worker {
@@ -60,7 +60,7 @@ pub(crate) struct Worker {
     removal: remove::Removal,
     /// How many background copies the foreground can bear.
     pacer: Pacer,
-    /// While writers wait, or may at any moment, this thread comes before others; its nice value else.
+    /// While writers wait, this thread comes before others; its nice value else.
     calm_nice: Option<i32>,
     /// When others last had the CPU.
     breath_ns: u64,
@@ -116,8 +116,7 @@ impl Worker {
         if self.dev.gate.is_closed() {
             return;
         }
-        let hurry = self.parked.waiting() || self.stage.in_last_window();
-        let longest = if hurry { LONG_BREATH_NS } else { BREATH_NS };
+        let longest = if self.stage.in_last_window() { LONG_BREATH_NS } else { BREATH_NS };
         let now = monotonic_ns();
         if now.saturating_sub(self.breath_ns) > longest {
             let_others_run();
@@ -128,7 +127,7 @@ impl Worker {
     /// Each step of a guard's copy would otherwise wait until whoever has the CPU gives it away, and the
     /// writer with it.
     fn set_urgency(&mut self) {
-        let urgent = self.parked.waiting() || self.snapshot.phase().after_t0();
+        let urgent = self.parked.waiting();
         match self.calm_nice {
             None if urgent => self.calm_nice = Some(set_nice(MIN_NICE)),
             Some(nice) if !urgent => {

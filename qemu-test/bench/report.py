@@ -19,7 +19,7 @@ NAMES = {
 }
 CLEARLY_BELOW = 0.75
 # When T0 is, the length of a window, and the window with which staging begins; the course of a run, see run.sh.
-T0_MS, WINDOW_MS, REQUEST = 3750, 750, 2
+T0_MS, WINDOW_MS, REQUEST = 5250, 750, 2
 
 
 def read(directory, names):
@@ -305,9 +305,9 @@ def main():
     notes = ["## How to read this\n",
              "Virtual time: the guest's clock counts instructions, one a nanosecond, one CPU; disks are null_blk in memory with "
              "80 us for each request. So the CPU is the bottleneck of most runs, and IOPS tell instructions.",
-             "`before` is 0.75 to 1.5 s of the load, `after` the 2 s from T0 (3.75 s). The variants `-model` get the snapshot "
-             "requested 2.25 s before T0 (`within 2250`), so that they can copy ahead; that time is in neither column, but the "
-             "worst of its three windows is with presnap's blocks. The others get it at T0.",
+             "`before` is 0.75 to 1.5 s of the load, `after` the 2 s from T0 (5.25 s). The variants `-model` get the snapshot "
+             "requested 3.75 s before T0 (`within 3750`), so that they can copy ahead; that time is in neither column, but the "
+             "worst of its five windows is with presnap's blocks. The others get it at T0.",
              f"Predictor of the variants `-model`: {'; '.join(predictors) or 'none ran'}.",
              "`freeze` of dm-snapshot and dm-thin is the time from suspending to resuming the origin with dmsetup, three processes; "
              "they have nothing to seal: their delta is never copied anywhere.",

@@ -4,7 +4,7 @@
 # Each result is one line on the console, `@@ {...}`, which bench/report.py reads.
 #
 # The course of a run, in seconds of the guest's clock: the load begins at 0; 0.75 to 1.5 counts as "before"; at 1.5
-# a snapshot with a known T0 is requested (only presnap with a predictor); T0 is at 3.75; the 2 s from there are "after".
+# a snapshot with a known T0 is requested (only presnap with a predictor); T0 is at 5.25; the 2 s from there are "after".
 . /presnap/lib.sh
 [ ! -e /presnap/bench.conf ] || . /presnap/bench.conf
 ORIGIN_MIB=${ORIGIN_MIB:-256}
@@ -129,7 +129,7 @@ teardown() {
 
 # run SYSTEM VARIANT LOAD [KEY=VALUE]...
 run() {
-	local system=$1 variant=$2 load=$3 kv T0_MS=3750 AFTER_MS=2000 SPAN='' DIRTY='' KNOBS='' BUDGET='' extra=() state='' status='' held='' id=''
+	local system=$1 variant=$2 load=$3 kv T0_MS=5250 AFTER_MS=2000 SPAN='' DIRTY='' KNOBS='' BUDGET='' extra=() state='' status='' held='' id=''
 	shift 3
 	for kv in "$@"; do printf -v "${kv%%=*}" '%s' "${kv#*=}"; done
 	setup "$system" "$variant" "$load"
@@ -148,7 +148,7 @@ run() {
 	local started
 	started=$(ios "$name")
 	presnap-load "$load" $DEV --seconds "$(s $end)" --at "$(s $T0_MS)" --command "$CMD" --after 2 --warmup 0.2 --window-ms 750 \
-		--max-ios 600000 "${extra[@]}" >/tmp/result 2>/tmp/error &
+		--max-ios 800000 "${extra[@]}" >/tmp/result 2>/tmp/error &
 	local pid=$! begin
 	if [ $WITHIN != 0 ]; then
 		# T0 shall fall right behind a window: the request goes out when the load has run for 1.5 s.

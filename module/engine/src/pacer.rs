@@ -93,12 +93,13 @@ impl Pacer {
         }
     }
 
-    /// Copies a second at most, if the foreground goes on as it does; 0 while there is no limit.
+    /// Copies a second to reckon with, half-way between the paces, if the foreground goes on as it does;
+    /// 0 while there is no limit.
     pub fn copies_per_s(&self) -> u64 {
         if self.idle(self.last_ns) {
             return 0;
         }
-        FLOOR_PER_S.saturating_add(self.ios_per_s / IOS_PER_COPY_MIN)
+        FLOOR_PER_S.saturating_add(self.ios_per_s / (IOS_PER_COPY / 2))
     }
 
     /// Sets the pace so that `copies` are made in `left_ns`, `None` if there is no hurry; never
@@ -196,7 +197,7 @@ mod tests {
             let copies = second(&mut p);
             assert!((least..=most).contains(&copies), "{deadline:?}: {copies}");
         }
-        assert_eq!(p.copies_per_s(), 16_500);
+        assert_eq!(p.copies_per_s(), 8_500);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! Pure decisions about one area at a time. The rules are those of the study: what is dirty and
 //! cold is copied early and stays valid; what is dirty and hot is copied in the last moments before
 //! a known T0 and then mirrored; with a known T0 the start may be as late as the bandwidth allows;
+//! what is so hot that following its writes would cost more than a guard is left alone until the
+//! last instant, the *sprint*;
 //! what is clean is copied only for scope `image`, in the last seconds, above a threshold, because
 //! most such copies are wasted. All else is left to the guard and the drain.
 
@@ -15,6 +17,8 @@ pub const CLEAN_WINDOW_NS: u64 = 5_000_000_000;
 
 /// The last window is at most so many leads long.
 pub const LONGEST_LEAD: u64 = 4;
+/// The sprint, in which even the hottest are copied, is this part of the lead.
+const SPRINT_PART: u64 = 20;
 
 /// When hot blocks are mirrored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,6 +130,11 @@ impl Context {
         needed_ns.max(self.lead_ns)
     }
 
+    /// Whether T0 is so near that following every write costs little.
+    pub fn in_sprint(&self) -> bool {
+        self.time_to_t0_ns.is_some_and(|left| left <= self.lead_ns / SPRINT_PART)
+    }
+
     /// The last window before T0, in which hot blocks are copied too: the lead, or up to
     /// [`LONGEST_LEAD`] times that where the bandwidth asks for it.
     pub fn last_window_ns(&self) -> u64 {
@@ -189,7 +198,12 @@ pub fn decide(view: &AreaView, p_before: Prob, p_after: Prob, ctx: &Context) -> 
 }
 
 fn decide_dirty(view: &AreaView, p_before: Prob, p_after: Prob, ctx: &Context) -> Ranked {
-    let mask = view.unstaged();
+    let in_lead = ctx.time_to_t0_ns.is_some_and(|left| left <= ctx.last_window_ns());
+    let mut mask = view.unstaged();
+    if in_lead && ctx.mirror == Mirror::Auto && !ctx.in_sprint() {
+        // What was mirrored and went stale has shown how hot it is: it waits for the sprint.
+        mask &= !view.stale;
+    }
     if mask == 0 {
         return Ranked::default();
     }
@@ -198,7 +212,6 @@ fn decide_dirty(view: &AreaView, p_before: Prob, p_after: Prob, ctx: &Context) -
     let again = mask & view.stale == mask;
     let threshold = if again { Prob(ctx.threshold.0 / 2) } else { ctx.threshold };
     let cold = p_before < threshold;
-    let in_lead = ctx.time_to_t0_ns.is_some_and(|left| left <= ctx.last_window_ns());
     let started = ctx.time_to_t0_ns.is_some_and(|left| left <= ctx.late_start_ns());
     // Before the lead window, what is more likely than not to be written again can wait.
     let now = cold || in_lead || (started && p_before < Prob::HALF);
@@ -323,6 +336,14 @@ mod tests {
         // In the lead the cold are mirrored, too: that costs nothing unless they are written.
         assert_eq!(
             decide(&dirty(1), p(100), p(0), &lead).decision,
+            Decision::StageMirrored { mask: 1 }
+        );
+        // What was mirrored and went stale waits for the sprint.
+        let stale = AreaView { stale: 1, ..dirty(1) };
+        assert_eq!(decide(&stale, p(800), p(0), &lead).decision, Decision::None);
+        let sprint = Context { time_to_t0_ns: Some(lead.lead_ns / SPRINT_PART), ..lead };
+        assert_eq!(
+            decide(&stale, p(800), p(0), &sprint).decision,
             Decision::StageMirrored { mask: 1 }
         );
         let unmirrored = Context { mirror: Mirror::Off, ..lead };

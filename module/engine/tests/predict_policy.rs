@@ -68,9 +68,16 @@ proptest! {
             let mirrored = matches!(ranked.decision, Decision::StageMirrored { .. });
             prop_assert!(!mirrored);
         }
-        // In the lead window of a known T0 every dirty block is taken.
-        if ctx.time_to_t0_ns.is_some_and(|t| t <= ctx.lead_ns) && view.unstaged() != 0 {
-            prop_assert_eq!(mask, view.unstaged());
+        // In the last window before a known T0 every dirty block is taken; with mirrors, those that
+        // went stale in the sprint only.
+        if ctx.time_to_t0_ns.is_some_and(|t| t <= ctx.lead_ns) {
+            let wait = ctx.mirror == Mirror::Auto && !ctx.in_sprint();
+            let wanted = view.unstaged() & if wait { !view.stale } else { u16::MAX };
+            if wanted != 0 {
+                prop_assert_eq!(mask, wanted);
+            } else if !matches!(ranked.decision, Decision::StageClean { .. }) {
+                prop_assert_eq!(mask, 0);
+            }
         }
     }
 

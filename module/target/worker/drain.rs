@@ -61,7 +61,7 @@ impl Drain {
 
 impl Worker {
     /// Blocks of an area that the snapshot still lacks.
-    fn lacking(&self, area: u64) -> u16 {
+    pub(super) fn lacking(&self, area: u64) -> u16 {
         let g = &self.dev.generations;
         g.delta().area_mask(area) & !g.preserved().area_mask(area)
     }

@@ -85,7 +85,10 @@ impl Worker {
             // Slots may come in pieces.
             loop {
                 let mask = self.dev.to_guard(area, mask);
-                match self.start_copy(Purpose::Guard, owner, area, mask) {
+                // The rest of the delta's blocks in the area have to be copied anyway: along with these
+                // they cost little, and spare the next writer.
+                let along = if mask == 0 { 0 } else { self.lacking(area) };
+                match self.start_copy(Purpose::Guard, owner, area, mask | along) {
                     Ok(_) => self.progress = true,
                     // All are being copied already, or all jobs are taken: the end of one lets the
                     // bio try again.

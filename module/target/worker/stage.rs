@@ -18,7 +18,7 @@ use presnap_engine::fixed::Prob;
 use presnap_engine::freeze::Phase;
 use presnap_engine::geometry::AREA_BLOCKS_SHIFT;
 use presnap_engine::knob::Knob;
-use presnap_engine::policy::{self, AreaView, Context, Decision};
+use presnap_engine::policy::{self, AreaView, Context, Decision, Mirror};
 use presnap_engine::predictor::{Predictor, PredictorKind};
 use presnap_engine::rank::sort_descending;
 use presnap_engine::record::{IoKind, IoRecord};
@@ -46,6 +46,7 @@ const RECORDS: usize = 128;
 const OBSERVED_PER_PASS: u64 = 8;
 const NS_PER_OBSERVATION: u64 = 50_000;
 const SCORED_PER_PASS: usize = 8;
+const SPRINTED_PER_PASS: usize = 64;
 /// Scoring takes at most one part in so many of a CPU's time, and in the lead before T0.
 const SCAN_SHARE: u64 = 40;
 const SCAN_SHARE_NEAR: u64 = 8;
@@ -97,6 +98,7 @@ pub(crate) struct Stage {
     /// There was no room for more candidates.
     truncated: bool,
     in_last_window: bool,
+    sprint: bool,
     next_tick_ns: u64,
     scan: Scan,
     /// Time spent on this scan.
@@ -137,6 +139,7 @@ impl Stage {
             cursor: 0,
             truncated: false,
             in_last_window: false,
+            sprint: false,
             next_tick_ns: 0,
             scan: Scan::Done,
             scan_ns: 0,
@@ -165,6 +168,7 @@ impl Stage {
 
     fn pause_prediction(&mut self) {
         self.in_last_window = false;
+        self.sprint = false;
         self.len = 0;
         self.next = 0;
         self.scan = Scan::Done;
@@ -383,26 +387,37 @@ impl Worker {
             self.stage.pause_prediction();
             return;
         }
-        let last = self.in_last_window(now);
+        let ctx = self.context(now);
+        let last = ctx.time_to_t0_ns.is_some_and(|left| left <= ctx.last_window_ns());
+        let sprint = ctx.in_sprint();
+        // Until the sprint, what is written again and again is not worth following.
+        let limit = ctx.mirror == Mirror::Auto && !sprint;
+        dev.mirror_limited.store(limit, Ordering::Relaxed);
         // In the last window all is worth a copy, whatever the scan before it said. And not all areas
         // may have found a place, while those that did have been dealt with.
         let more = last && self.stage.truncated && self.stage.next >= self.stage.len;
-        if more || (last && !self.stage.in_last_window) {
+        if more || (last && !self.stage.in_last_window) || (sprint && !self.stage.sprint) {
             self.stage.next_tick_ns = now;
         }
+        if sprint && !self.stage.sprint {
+            // What is left of the list before is on the new one as well.
+            self.stage.begin_scan();
+        }
         self.stage.in_last_window = last;
+        self.stage.sprint = sprint;
         let due = now >= self.stage.next_tick_ns;
         if due && self.stage.scan == Scan::Done {
             // With T0 near, what was decided a tick ago is soon out of date.
             let tick = self.dev.knobs.ms_as_ns(Knob::TickMs);
-            let left = self.context(now).time_to_t0_ns.unwrap_or(u64::MAX);
+            let left = ctx.time_to_t0_ns.unwrap_or(u64::MAX);
             let tick = tick.min((left / 8).max(NEAR_TICK_NS));
             self.stage.next_tick_ns = now.saturating_add(tick);
             let active = self.stage.predictor.activity().count();
             dev.areas_active.store(active as u64, Ordering::Relaxed);
             self.stage.begin_scan();
         }
-        if self.stage.scan != Scan::Done {
+        // Writers that wait come first.
+        if self.stage.scan != Scan::Done && !self.parked.waiting() {
             // There is more of it, and breathing is seen to.
             self.progress = true;
             let begun = monotonic_ns();
@@ -414,12 +429,6 @@ impl Worker {
             }
         }
         self.issue_staging(now);
-    }
-
-    /// Whether all that is dirty is being copied.
-    fn in_last_window(&self, now: u64) -> bool {
-        let ctx = self.context(now);
-        ctx.time_to_t0_ns.is_some_and(|left| left <= ctx.last_window_ns())
     }
 
     /// Puts the next tick off, if need be, so that scoring takes no more than its share of a CPU.
@@ -438,8 +447,10 @@ impl Worker {
         let model = models.model();
         let stage = &mut self.stage;
         let g = &dev.generations;
+        let sprint = ctx.in_sprint();
+        let per_pass = if sprint { SPRINTED_PER_PASS } else { SCORED_PER_PASS };
         let mut looked = 0;
-        while stage.scan == Scan::Dirty && looked < SCORED_PER_PASS {
+        while stage.scan == Scan::Dirty && looked < per_pass {
             let found = g.dirty().next_area(stage.cursor);
             let Some(area) = found.filter(|_| stage.len < CANDIDATES) else {
                 // The next scan begins where this one had to stop.
@@ -461,6 +472,14 @@ impl Worker {
             if view.unstaged() == 0 {
                 continue;
             }
+            if sprint {
+                // Everything is copied, and there is no time to think about the order.
+                let view = AreaView { stale: 0, ..view };
+                let ranked = policy::decide(&view, Prob::ONE, Prob::ONE, &ctx);
+                let (value, decision) = (ranked.value, ranked.decision);
+                stage.push(Candidate { value, area, decision, score: Prob::ONE });
+                continue;
+            }
             let p_before = stage.predictor.score(kind, model, area, now, horizon);
             let p_after = if ctx.scope_image {
                 stage.predictor.score(kind, model, area, now, AFTER_NS)
@@ -472,9 +491,11 @@ impl Worker {
                 stage.sample(&dev, now, area, p_before, horizon);
             }
             let mut ranked = policy::decide(&view, p_before, p_after, &ctx);
-            // Only an area near the threshold is judged otherwise for having gone stale before.
+            // Only an area near the threshold, or one about to be mirrored, is judged otherwise for
+            // having gone stale before.
             let near = p_before.0 >= ctx.threshold.0 / 2 && p_before < ctx.threshold;
-            if near && ranked.decision != Decision::None {
+            let mirrored = matches!(ranked.decision, Decision::StageMirrored { .. });
+            if (near || mirrored) && ranked.decision != Decision::None {
                 let stale = stale_mask(&dev, area, view.unstaged());
                 ranked = policy::decide(&AreaView { stale, ..view }, p_before, p_after, &ctx);
             }
