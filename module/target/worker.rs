@@ -29,7 +29,7 @@ use kernel::time::delay::fsleep;
 use kernel::time::Delta;
 use presnap_abi::clock::monotonic_ns;
 use presnap_abi::io::Client;
-use presnap_abi::thread::{let_others_run, set_nice, should_stop, Body, MIN_NICE};
+use presnap_abi::thread::{rest, set_nice, set_slice_ns, should_stop, Body, MIN_NICE};
 use presnap_engine::freeze::{DropReason, Event, Snapshot};
 use presnap_engine::pacer::Pacer;
 use presnap_engine::region::{Copy2, SnapshotRecord};
@@ -37,11 +37,14 @@ use root::RootWriter;
 use seal::Manifest;
 use stage::Stage;
 
-/// How long the worker runs on while others wait for its CPU: on a busy CPU this is its share, a turn
-/// for each of theirs.
+/// How long the worker runs on while others wait for its CPU, and how long it rests then: so it takes a
+/// quarter of a busy CPU at most, and a writer on it waits no longer than that.
 const BREATH_NS: u64 = 25_000;
-/// The same while T0 is near.
-const LONG_BREATH_NS: u64 = 50_000;
+const REST_US: u32 = 75;
+/// The rest while T0 is near: half of the CPU.
+const SHORT_REST_US: u32 = 25;
+/// The turns it asks of the scheduler.
+const SLICE_NS: u64 = 100_000;
 
 /// The thread's state.
 pub(crate) struct Worker {
@@ -116,10 +119,12 @@ impl Worker {
         if self.dev.gate.is_closed() {
             return;
         }
-        let longest = if self.stage.in_last_window() { LONG_BREATH_NS } else { BREATH_NS };
-        let now = monotonic_ns();
-        if now.saturating_sub(self.breath_ns) > longest {
-            let_others_run();
+        // A writer that waits needs this thread more than the CPU.
+        if self.parked.waiting() {
+            return;
+        }
+        if monotonic_ns().saturating_sub(self.breath_ns) > BREATH_NS {
+            rest(if self.stage.in_last_window() { SHORT_REST_US } else { REST_US });
             self.breath_ns = monotonic_ns();
         }
     }
@@ -241,6 +246,7 @@ impl Worker {
 
 impl Body for Worker {
     fn run(mut self: Pin<&mut Self>) {
+        set_slice_ns(SLICE_NS);
         while !should_stop() {
             let timeout_us = self.sleep_us();
             self.dev.wake.wait(timeout_us);

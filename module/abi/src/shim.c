@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 #include <linux/crc32c.h>
+#include <linux/delay.h>
 #include <linux/kthread.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/stat.h>
+#include <uapi/linux/sched/types.h>
 #include <linux/timekeeping.h>
 
 #include "shim.h"
@@ -32,10 +35,27 @@ void presnap_wake_wait(struct presnap_wake *wake, unsigned int timeout_us)
 					usecs_to_jiffies(timeout_us) + 1);
 }
 
-void presnap_yield(void)
+void presnap_rest(unsigned int us)
 {
-	/* The state stays TASK_RUNNING: this only lets others run. cond_resched() does nothing with PREEMPT_LAZY. */
-	schedule();
+	/*
+	 * Giving the CPU away is not enough: whoever gets it keeps it until the next tick, while this thread, being
+	 * runnable, is not woken by anything. A timer is.
+	 */
+	if (!single_task_running())
+		usleep_range_state(us, us + us / 4, TASK_IDLE);
+}
+
+void presnap_set_slice(u64 ns)
+{
+	struct sched_attr attr = {
+		.size = sizeof(attr),
+		.sched_policy = SCHED_NORMAL,
+		.sched_nice = task_nice(current),
+		.sched_runtime = ns,
+	};
+
+	/* A wish: without it, all works, only less promptly. */
+	WARN_ON_ONCE(sched_setattr_nocheck(current, &attr));
 }
 
 int presnap_set_nice(int nice)

@@ -23,7 +23,8 @@ void presnap_wake_init(struct presnap_wake *wake);
 void presnap_wake_up(struct presnap_wake *wake);
 void presnap_wake_wait(struct presnap_wake *wake, unsigned int timeout_us);
 unsigned int presnap_noio_save(void);
-void presnap_yield(void);
+void presnap_rest(unsigned int us);
+void presnap_set_slice(u64 ns);
 int presnap_set_nice(int nice);
 
 void presnap_bio_set_dev(struct bio *bio, struct block_device *bdev);

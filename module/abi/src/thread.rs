@@ -60,11 +60,18 @@ pub fn should_stop() -> bool {
     unsafe { k::kthread_should_stop() }
 }
 
-/// Lets the threads run that wait for this CPU. A thread that does not sleep must call this often:
-/// the scheduler may take two of its ticks to interrupt it.
-pub fn let_others_run() {
+/// Sleeps for `us` microseconds if other threads wait for this CPU. A thread that does not sleep must
+/// call this often: the scheduler may take two of its ticks to interrupt it.
+pub fn rest(us: u32) {
     // SAFETY: In process context, with no lock held that forbids sleeping.
-    unsafe { bindings::presnap_yield() };
+    unsafe { bindings::presnap_rest(us) };
+}
+
+/// Asks for turns of `ns` nanoseconds (100,000 at least) on the CPU: the shorter, the sooner a turn
+/// comes once this thread is woken.
+pub fn set_slice_ns(ns: u64) {
+    // SAFETY: Changes the current task, from process context.
+    unsafe { bindings::presnap_set_slice(ns) };
 }
 
 /// The nice value that comes before all others but real time.

@@ -18,7 +18,7 @@ pub const CLEAN_WINDOW_NS: u64 = 5_000_000_000;
 /// The last window is at most so many leads long.
 pub const LONGEST_LEAD: u64 = 4;
 /// The sprint, in which even the hottest are copied, is this part of the lead.
-const SPRINT_PART: u64 = 20;
+const SPRINT_PART: u64 = 8;
 
 /// When hot blocks are mirrored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -176,7 +176,7 @@ impl Jobs {
     }
 
     /// The blocks of an area that are being copied.
-    fn copying(&self, area: u64) -> u16 {
+    pub(super) fn copying(&self, area: u64) -> u16 {
         let active = |job: &&Job| job.area == area && job.state != State::Idle;
         self.jobs.iter().filter(active).fold(0, |mask, job| mask | job.mask)
     }
@@ -254,15 +254,15 @@ impl Worker {
         Ok(mask)
     }
 
-    /// Starts to take the checksum of a slot that mirrors wrote.
+    /// Starts to take the checksums of neighbouring slots that mirrors wrote: those of the blocks `mask`
+    /// of an area, the first one in `slot`.
     pub(crate) fn start_checksum(
         &mut self,
         snapshot: u32,
-        block: u64,
+        area: u64,
+        mask: u16,
         slot: u32,
     ) -> Result<(), NotStarted> {
-        let area = area_of(block);
-        let mask = bit_of(block);
         if !self.jobs.room() || self.jobs.copying(area) & mask != 0 {
             return Err(NotStarted::Busy);
         }
@@ -276,7 +276,7 @@ impl Worker {
         job.mask = mask;
         job.slot = slot;
         job.inserted = true;
-        let piece = Piece { sector, bytes: BLOCK_BYTES as usize };
+        let piece = Piece { sector, bytes: job.bytes() };
         if job.transfer.read(&region, [piece].into_iter()).is_err() {
             return Err(NotStarted::Busy);
         }
@@ -371,10 +371,14 @@ impl Worker {
             }
         }
         if purpose == Purpose::Checksum {
-            let crc = job.crcs.first().copied().unwrap_or(0);
-            self.dev.slots.lock().set_crc(slot, crc);
+            {
+                let mut slots = self.dev.slots.lock();
+                for (i, crc) in (0..len).zip(job.crcs) {
+                    slots.set_crc(slot.saturating_add(i), crc);
+                }
+            }
             self.dev.generations.rewritten.clear_area(job.area, job.mask);
-            self.index.mark(&self.dev.layout, slot, 1, false);
+            self.index.mark(&self.dev.layout, slot, len, false);
             self.finish(number);
             return;
         }

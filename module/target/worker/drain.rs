@@ -7,6 +7,7 @@ use super::Worker;
 use kernel::prelude::*;
 use presnap_abi::memory::array_of;
 use presnap_engine::freeze::{Event, Phase};
+use presnap_engine::geometry::{bit_of, blocks_of_mask, lowest_bits};
 use presnap_engine::policy::drain_value;
 use presnap_engine::rank::sort_descending;
 
@@ -30,9 +31,11 @@ pub(crate) struct Drain {
     pub(super) cursor: u64,
     /// Every area of the delta was put into a batch.
     scanned: bool,
+    /// Nothing of the delta is lacking.
+    covered: bool,
     /// Blocks of the delta that guards preserved.
     pub(super) guarded_in_delta: u64,
-    /// Where the search for blocks that mirrors wrote goes on.
+    /// Area where the search for blocks that mirrors wrote goes on.
     rewritten: u64,
 }
 
@@ -44,6 +47,7 @@ impl Drain {
             len: 0,
             cursor: 0,
             scanned: false,
+            covered: false,
             guarded_in_delta: 0,
             rewritten: 0,
         })
@@ -55,6 +59,7 @@ impl Drain {
         self.len = 0;
         self.cursor = 0;
         self.scanned = false;
+        self.covered = false;
         self.rewritten = 0;
     }
 }
@@ -124,12 +129,15 @@ impl Worker {
         if self.copies_of(self.record.id) {
             return;
         }
-        // A copy may have failed to start because another one covered its blocks: look again.
-        if let Some(area) = self.first_lacking() {
-            self.drain.restart();
-            self.drain.cursor = area;
-            self.progress = true;
-            return;
+        if !self.drain.covered {
+            // A copy may have failed to start because another one covered its blocks: look again.
+            if let Some(area) = self.first_lacking() {
+                self.drain.restart();
+                self.drain.cursor = area;
+                self.progress = true;
+                return;
+            }
+            self.drain.covered = true;
         }
         if self.checksum_rewritten() {
             return;
@@ -171,22 +179,29 @@ impl Worker {
     /// Takes the checksums of slots that mirrors wrote; whether there is still something to do.
     fn checksum_rewritten(&mut self) -> bool {
         let id = self.record.id;
-        while let Some(block) = self.dev.generations.rewritten.next_set(self.drain.rewritten) {
-            let ours = self.dev.generations.preserved().test(block)
-                && self.dev.generations.delta().test(block);
-            let slot = if ours { self.dev.slots.lock().lookup(id, block) } else { None };
-            let Some(slot) = slot else {
-                // It went stale and was copied again, which took the checksum.
-                self.dev.generations.rewritten.clear_range(block, 1);
+        while let Some(area) = self.dev.generations.rewritten.next_area(self.drain.rewritten) {
+            let g = &self.dev.generations;
+            let marked = g.rewritten.area_mask(area);
+            let ours = marked & g.preserved().area_mask(area) & g.delta().area_mask(area);
+            // Others went stale and were copied again, which took the checksum.
+            g.rewritten.clear_area(area, marked & !ours);
+            let open = ours & !self.jobs.copying(area);
+            if open == 0 {
+                self.drain.rewritten = area.saturating_add(1);
+                continue;
+            }
+            if !self.pacer.ready() {
+                return true;
+            }
+            let Some((mask, slot)) = self.neighbours(id, area, open) else {
+                g.rewritten.clear_area(area, lowest_bits(open, 1));
                 continue;
             };
-            match self.start_checksum(id, block, slot) {
-                Ok(()) => {
-                    self.progress = true;
-                    self.drain.rewritten = block.saturating_add(1);
-                }
-                Err(_) => return true,
+            if self.start_checksum(id, area, mask, slot).is_err() {
+                return true;
             }
+            self.pacer.spend(1);
+            self.progress = true;
         }
         if self.copies_of(id) {
             return true;
@@ -194,5 +209,23 @@ impl Worker {
         // Those that were started have cleared their bits by now.
         self.drain.rewritten = 0;
         self.dev.generations.rewritten.next_set(0).is_some()
+    }
+
+    /// The first blocks of a mask whose slots lie next to each other, and the first slot.
+    fn neighbours(&self, snapshot: u32, area: u64, mask: u16) -> Option<(u16, u32)> {
+        let slots = self.dev.slots.lock();
+        let mut found: Option<(u16, u32, u32)> = None;
+        for block in blocks_of_mask(area, mask) {
+            let slot = slots.lookup(snapshot, block);
+            found = match (found, slot) {
+                (None, None) => return None,
+                (None, Some(slot)) => Some((bit_of(block), slot, slot.saturating_add(1))),
+                (Some((mask, first, next)), Some(slot)) if slot == next => {
+                    Some((mask | bit_of(block), first, next.saturating_add(1)))
+                }
+                _ => break,
+            };
+        }
+        found.map(|(mask, first, _)| (mask, first))
     }
 }

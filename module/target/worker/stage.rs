@@ -49,7 +49,7 @@ const SCORED_PER_PASS: usize = 8;
 const SPRINTED_PER_PASS: usize = 64;
 /// Scoring takes at most one part in so many of a CPU's time, and in the lead before T0.
 const SCAN_SHARE: u64 = 40;
-const SCAN_SHARE_NEAR: u64 = 8;
+const SCAN_SHARE_NEAR: u64 = 20;
 /// Predictions waiting to be judged.
 const SAMPLES: usize = 512;
 
