@@ -149,11 +149,11 @@ impl Worker {
         self.pacer.earn(now, ios, self.parked.waiting());
         self.reap_copies();
         self.reap_index();
-        self.reap_root(now);
-        self.reap_manifest(now);
+        self.reap_root();
+        self.reap_manifest();
         self.take_held();
         self.handle_requests(now);
-        self.advance_snapshot(now);
+        self.advance_snapshot();
         self.retry_parked();
         self.run_drain(now);
         self.run_stage(now);
@@ -170,7 +170,7 @@ impl Worker {
         let now = monotonic_ns();
         for action in self.snapshot.step(event, now) {
             self.progress = true;
-            self.act(action, now);
+            self.act(action);
         }
     }
 
@@ -232,11 +232,10 @@ impl Worker {
     }
 
     fn pass_closing(&mut self) {
-        let now = monotonic_ns();
         self.reap_copies();
         self.reap_index();
-        self.reap_root(now);
-        self.reap_manifest(now);
+        self.reap_root();
+        self.reap_manifest();
         self.run_removal();
         self.index.flush = true;
         self.write_index();

@@ -98,7 +98,7 @@ impl Worker {
     }
 
     /// Moves the snapshot on, as far as that depends on the state of copies and writes.
-    pub(super) fn advance_snapshot(&mut self, _now: u64) {
+    pub(super) fn advance_snapshot(&mut self) {
         loop {
             let before = self.snapshot.phase();
             match before {
@@ -134,7 +134,7 @@ impl Worker {
     }
 
     /// Carries out an action.
-    pub(super) fn act(&mut self, action: Action, now: u64) {
+    pub(super) fn act(&mut self, action: Action) {
         match action {
             Action::CommitStaged => {
                 self.stage.pause();
@@ -142,7 +142,7 @@ impl Worker {
             }
             Action::CloseGate => self.dev.gate.close(),
             Action::FinalCopy => self.drain.restart(),
-            Action::Switch => self.switch(now),
+            Action::Switch => self.switch(),
             Action::OpenGate => self.open_gate(),
             Action::Drain => self.drain.restart(),
             Action::WriteManifest => self.manifest.restart(),
@@ -193,7 +193,7 @@ impl Worker {
     }
 
     /// The instant T0: the gate is closed and nothing is in flight. O(1).
-    fn switch(&mut self, now: u64) {
+    fn switch(&mut self) {
         let id = self.coming_id();
         let op = self.dev.op.load(Ordering::Relaxed);
         let totals = &self.dev.totals;
@@ -220,7 +220,6 @@ impl Worker {
         self.dev.staging.store(false, Ordering::Relaxed);
         self.drain.guarded_in_delta = 0;
         self.stage.begin_generation();
-        let _ = now;
     }
 
     fn open_gate(&mut self) {

@@ -39,7 +39,6 @@ impl Worker {
         while let Some(bio) = fresh.pop() {
             self.progress = true;
             self.send_on(bio, true);
-            self.breathe();
         }
     }
 

@@ -128,7 +128,7 @@ impl Worker {
     }
 
     /// Takes the result of a root write.
-    pub(super) fn reap_root(&mut self, _now: u64) {
+    pub(super) fn reap_root(&mut self) {
         if !self.root.writing {
             return;
         }

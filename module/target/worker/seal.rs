@@ -93,7 +93,7 @@ impl Manifest {
 
 impl Worker {
     /// Takes the result of a page's write.
-    pub(super) fn reap_manifest(&mut self, _now: u64) {
+    pub(super) fn reap_manifest(&mut self) {
         if !self.manifest.writing {
             return;
         }
