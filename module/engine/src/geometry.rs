@@ -86,9 +86,36 @@ pub const fn lowest_bits(mask: u16, n: u32) -> u16 {
     mask & !without
 }
 
+/// Returns the runs of `within` that have a bit of `mask`, and that mask.
+pub const fn runs_touched(mask: u16, within: u16) -> u16 {
+    let mut all = mask;
+    loop {
+        let wider = all | ((all << 1 | all >> 1) & within);
+        if wider == all {
+            return all;
+        }
+        all = wider;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_that_are_touched() {
+        for (mask, within, want) in [
+            (0, 0xffff, 0),
+            (1, 0xffff, 0xffff),
+            (1, 0, 1),
+            (0x0010, 0x0ff0, 0x0ff0),
+            (0x0010, 0xf0f3, 0x00f0),
+            (0x0110, 0xf0f3, 0x01f0),
+            (0x8000, 0xc001, 0xc000),
+        ] {
+            assert_eq!(runs_touched(mask, within), want, "{mask:#x} {within:#x}");
+        }
+    }
 
     #[test]
     fn masks_cover_exactly_the_blocks() {

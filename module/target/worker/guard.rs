@@ -9,7 +9,7 @@ use crate::route::{PerBio, Route};
 use core::sync::atomic::Ordering;
 use presnap_abi::bio::{Bio, BioList, STS_NOSPC};
 use presnap_engine::freeze::{DropReason, Event};
-use presnap_engine::geometry::{areas_masked, blocks_touched};
+use presnap_engine::geometry::{areas_masked, blocks_touched, runs_touched};
 
 /// The waiting bios; their number is bounded by what their submitters have in flight.
 pub(crate) struct Parked {
@@ -84,10 +84,10 @@ impl Worker {
             // Slots may come in pieces.
             loop {
                 let mask = self.dev.to_guard(area, mask);
-                // The rest of the delta's blocks in the area have to be copied anyway: along with these
-                // they cost little, and spare the next writer.
-                let along = if mask == 0 { 0 } else { self.lacking(area) };
-                match self.start_copy(Purpose::Guard, owner, area, mask | along) {
+                // Neighbours that the delta lacks have to be copied anyway: in the same read and write
+                // they cost little, and spare the next writer. The whole area would cost this one more.
+                let mask = runs_touched(mask, self.lacking(area));
+                match self.start_copy(Purpose::Guard, owner, area, mask) {
                     Ok(_) => self.progress = true,
                     // All are being copied already, or all jobs are taken: the end of one lets the
                     // bio try again.
