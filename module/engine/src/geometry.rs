@@ -86,16 +86,15 @@ pub const fn lowest_bits(mask: u16, n: u32) -> u16 {
     mask & !without
 }
 
-/// Returns the runs of `within` that have a bit of `mask`, and that mask.
-pub const fn runs_touched(mask: u16, within: u16) -> u16 {
+/// Returns `mask` and up to `reach` bits of `within` right before and after each of its runs.
+pub const fn widened(mask: u16, within: u16, reach: u32) -> u16 {
     let mut all = mask;
-    loop {
-        let wider = all | ((all << 1 | all >> 1) & within);
-        if wider == all {
-            return all;
-        }
-        all = wider;
+    let mut i = 0;
+    while i < reach {
+        all |= (all << 1 | all >> 1) & within;
+        i = i.wrapping_add(1);
     }
+    all
 }
 
 #[cfg(test)]
@@ -103,17 +102,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_that_are_touched() {
-        for (mask, within, want) in [
-            (0, 0xffff, 0),
-            (1, 0xffff, 0xffff),
-            (1, 0, 1),
-            (0x0010, 0x0ff0, 0x0ff0),
-            (0x0010, 0xf0f3, 0x00f0),
-            (0x0110, 0xf0f3, 0x01f0),
-            (0x8000, 0xc001, 0xc000),
+    fn widening_stays_within() {
+        for (mask, within, reach, want) in [
+            (0, 0xffff, 16, 0),
+            (1, 0xffff, 16, 0xffff),
+            (1, 0xffff, 2, 7),
+            (1, 0, 2, 1),
+            (0x0100, 0x0ff0, 2, 0x07c0),
+            (0x0010, 0xf0f3, 2, 0x0070),
+            (0x0110, 0xf0f3, 9, 0x01f0),
+            (0x8000, 0xc001, 2, 0xc000),
         ] {
-            assert_eq!(runs_touched(mask, within), want, "{mask:#x} {within:#x}");
+            assert_eq!(widened(mask, within, reach), want, "{mask:#x} {within:#x} {reach}");
         }
     }
 

@@ -5,12 +5,12 @@
 //! A copy costs about as much of the devices and the CPU as two I/Os of the foreground, whatever
 //! their absolute speed is. So the share is counted in I/Os and not in bytes per second: one copy
 //! for so many foreground I/Os, a floor for slow loads, and no limit while nobody else is there.
-//! With a deadline ahead that the usual pace would miss, the share grows, up to one copy for four.
+//! With a deadline ahead that the usual pace would miss, the share grows, up to one copy for two.
 
 /// One copy for so many foreground I/Os, when there is no hurry.
 pub const IOS_PER_COPY: u64 = 16;
 /// And when there is.
-pub const IOS_PER_COPY_MIN: u64 = 4;
+pub const IOS_PER_COPY_MIN: u64 = 2;
 /// Copies a second that are always allowed.
 pub const FLOOR_PER_S: u64 = 500;
 /// Most copies started at once, after a pause.
@@ -25,7 +25,7 @@ const RATE_NS: u64 = 100_000_000;
 /// The pacer of one background activity.
 #[derive(Clone, Copy, Debug)]
 pub struct Pacer {
-    /// In units of `1 / TOKEN`; below 0 after a copy of more pieces than there were tokens.
+    /// In units of `1 / TOKEN`; below 0 after a copy that counts more than there were tokens.
     tokens: i64,
     ios_per_copy: u64,
     last_ns: u64,
@@ -121,10 +121,9 @@ impl Pacer {
         self.tokens >= TOKEN as i64
     }
 
-    /// A copy was started that reads so many pieces: it counts as so many copies, the last of which
-    /// may be owed.
-    pub fn spend(&mut self, pieces: u32) {
-        self.tokens = self.tokens.saturating_sub(i64::from(pieces).saturating_mul(TOKEN as i64));
+    /// A copy was started that counts as so many: what was not earned yet is owed.
+    pub fn spend(&mut self, copies: u32) {
+        self.tokens = self.tokens.saturating_sub(i64::from(copies).saturating_mul(TOKEN as i64));
     }
 }
 
@@ -201,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_owed() {
+    fn large_copies_are_owed() {
         let mut p = Pacer::new();
         p.earn(TOKEN, 16, false);
         assert!(p.ready());

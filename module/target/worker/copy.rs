@@ -97,9 +97,10 @@ pub(crate) enum NotStarted {
     Full,
 }
 
-/// The runs of a mask: a copy costs a read for each, and one write.
-pub(crate) fn runs_of(mask: u16) -> u32 {
-    (mask & !mask.wrapping_shl(1)).count_ones()
+/// What a copy costs, in small copies: a read for each run, and four blocks as much as another.
+pub(crate) fn cost_of(mask: u16) -> u32 {
+    let runs = (mask & !mask.wrapping_shl(1)).count_ones();
+    runs.saturating_add(mask.count_ones() / 4)
 }
 
 /// The copies under way.

@@ -2,7 +2,7 @@
 
 //! After T0: copying the rest of the delta, most likely overwritten first.
 
-use super::copy::{runs_of, NotStarted, Purpose};
+use super::copy::{cost_of, NotStarted, Purpose};
 use super::Worker;
 use kernel::prelude::*;
 use presnap_abi::memory::array_of;
@@ -161,7 +161,7 @@ impl Worker {
         let mask = self.lacking(area);
         match self.start_copy(Purpose::Drain, self.record.id, area, mask) {
             Ok(started) => {
-                self.pacer.spend(runs_of(started));
+                self.pacer.spend(cost_of(started));
                 self.progress = true;
                 true
             }
@@ -200,7 +200,7 @@ impl Worker {
             if self.start_checksum(id, area, mask, slot).is_err() {
                 return true;
             }
-            self.pacer.spend(1);
+            self.pacer.spend(cost_of(mask));
             self.progress = true;
         }
         if self.copies_of(id) {

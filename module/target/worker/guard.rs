@@ -9,7 +9,10 @@ use crate::route::{PerBio, Route};
 use core::sync::atomic::Ordering;
 use presnap_abi::bio::{Bio, BioList, STS_NOSPC};
 use presnap_engine::freeze::{DropReason, Event};
-use presnap_engine::geometry::{areas_masked, blocks_touched, runs_touched};
+use presnap_engine::geometry::{areas_masked, blocks_touched, widened};
+
+/// Neighbours that a guard's copy takes along on either side.
+const ALONG_BLOCKS: u32 = 2;
 
 /// The waiting bios; their number is bounded by what their submitters have in flight.
 pub(crate) struct Parked {
@@ -86,7 +89,7 @@ impl Worker {
                 let mask = self.dev.to_guard(area, mask);
                 // Neighbours that the delta lacks have to be copied anyway: in the same read and write
                 // they cost little, and spare the next writer. The whole area would cost this one more.
-                let mask = runs_touched(mask, self.lacking(area));
+                let mask = widened(mask, self.lacking(area), ALONG_BLOCKS);
                 match self.start_copy(Purpose::Guard, owner, area, mask) {
                     Ok(_) => self.progress = true,
                     // All are being copied already, or all jobs are taken: the end of one lets the

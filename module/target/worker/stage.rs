@@ -5,7 +5,7 @@
 //! Every tick the predictor takes in what was recorded since the last one, dirty areas are scored,
 //! and the best go to the copier, as far as budget and bandwidth allow.
 
-use super::copy::{runs_of, NotStarted, Purpose};
+use super::copy::{cost_of, NotStarted, Purpose};
 use super::Worker;
 use crate::device::{add, Device, Request};
 use core::sync::atomic::Ordering;
@@ -622,7 +622,7 @@ impl Worker {
             Ok(started) => {
                 self.stage.holds_slots = true;
                 self.stage.throttle.give_back(wanted.saturating_sub(started.count_ones()));
-                self.pacer.spend(runs_of(started));
+                self.pacer.spend(cost_of(started));
                 self.progress = true;
                 true
             }
