@@ -546,7 +546,7 @@ impl Worker {
         self.lose_images(DropReason::IoError);
     }
 
-    /// Ends the copies for a snapshot that is no more, as far as they have not reached the table.
+    /// Whether copies for a snapshot are under way.
     pub(super) fn copies_of(&self, snapshot: u32) -> bool {
         self.jobs.jobs.iter().any(|job| job.state != State::Idle && job.snapshot == snapshot)
     }

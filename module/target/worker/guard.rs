@@ -7,6 +7,7 @@ use super::Worker;
 use crate::device::{add, Guard, Health};
 use crate::route::{PerBio, Route};
 use core::sync::atomic::Ordering;
+use kernel::prelude::*;
 use presnap_abi::bio::{Bio, BioList, STS_NOSPC};
 use presnap_engine::freeze::{DropReason, Event};
 use presnap_engine::geometry::{areas_masked, blocks_touched, widened};
@@ -165,5 +166,3 @@ impl Worker {
         self.progress = true;
     }
 }
-
-use kernel::prelude::*;
