@@ -29,7 +29,7 @@ use kernel::time::delay::fsleep;
 use kernel::time::Delta;
 use presnap_abi::clock::monotonic_ns;
 use presnap_abi::io::Client;
-use presnap_abi::thread::{rest, set_nice, set_slice_ns, should_stop, Body, MIN_NICE};
+use presnap_abi::thread::{rest, set_nice, set_slice_ns, Body, MIN_NICE};
 use presnap_engine::freeze::{DropReason, Event, Snapshot};
 use presnap_engine::pacer::Pacer;
 use presnap_engine::region::{Copy2, SnapshotRecord};
@@ -244,22 +244,28 @@ impl Worker {
 }
 
 impl Body for Worker {
-    fn run(mut self: Pin<&mut Self>) {
+    fn begin(&mut self) {
         set_slice_ns(SLICE_NS);
-        while !should_stop() {
-            let timeout_us = self.sleep_us();
-            self.dev.wake.wait(timeout_us);
-            self.breath_ns = monotonic_ns();
-            // Bounded, so that a flood of events cannot keep it from seeing the stop.
-            for _ in 0..64 {
-                self.progress = false;
-                self.pass();
-                self.breathe();
-                if !self.progress {
-                    break;
-                }
+    }
+
+    fn sleep_us(&self) -> u32 {
+        self.until_due_us()
+    }
+
+    fn turn(&mut self) {
+        self.breath_ns = monotonic_ns();
+        // Bounded, so that a flood of events cannot keep it from seeing the stop.
+        for _ in 0..64 {
+            self.progress = false;
+            self.pass();
+            self.breathe();
+            if !self.progress {
+                break;
             }
         }
+    }
+
+    fn end(&mut self) {
         self.close();
     }
 }

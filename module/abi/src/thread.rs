@@ -42,20 +42,31 @@ impl Wake {
 
     /// Sleeps until woken, until the thread is told to stop, or for about `timeout_us`
     /// microseconds (rounded up to the kernel's tick). Only for the thread that owns the place.
-    pub fn wait(&self, timeout_us: u32) {
+    fn wait(&self, timeout_us: u32) {
         // SAFETY: Initialised by the type invariant; called in process context of a kthread.
         unsafe { bindings::presnap_wake_wait(self.inner.get(), timeout_us) }
     }
 }
 
-/// What a thread runs.
+/// What a thread does. All of it is called in the thread, in turns: `begin`, then again and again
+/// a sleep and a `turn`, and when it has been told to stop, `end`.
 pub trait Body: Send + 'static {
-    /// Runs until [`should_stop`] says so.
-    fn run(self: Pin<&mut Self>);
+    /// Called once, before all else.
+    fn begin(&mut self) {}
+
+    /// How long to sleep before the next turn if nobody wakes the thread, in microseconds.
+    fn sleep_us(&self) -> u32;
+
+    /// Does what there is to do. Should return soon: only then is it seen that the thread shall
+    /// stop.
+    fn turn(&mut self);
+
+    /// Called once, when the thread has been told to stop.
+    fn end(&mut self);
 }
 
-/// Whether the current thread has been told to stop. Only for threads made by [`Thread`].
-pub fn should_stop() -> bool {
+/// Whether the current thread has been told to stop.
+fn should_stop() -> bool {
     // SAFETY: Only called from a kthread.
     unsafe { k::kthread_should_stop() }
 }
@@ -99,17 +110,28 @@ unsafe impl Send for Thread {}
 // SAFETY: As above.
 unsafe impl Sync for Thread {}
 
+/// What a new thread is given.
+struct Start<B> {
+    body: B,
+    wake: Arc<Wake>,
+}
+
 /// # Safety
 ///
 /// Called by the kthread code, once, with the pointer that `Thread::spawn` passed.
 unsafe extern "C" fn trampoline<B: Body>(data: *mut kernel::ffi::c_void) -> kernel::ffi::c_int {
     // SAFETY: `data` is the pointer made by `KBox::into_raw` in `Thread::spawn`, handed over once.
-    let mut body = Pin::from(unsafe { KBox::from_raw(data.cast::<B>()) });
+    let mut start = unsafe { KBox::from_raw(data.cast::<Start<KBox<B>>>()) };
     // SAFETY: Sets a flag of the current task. It is never restored: all that this thread ever
     // does is on the way of I/O, so its allocations must not wait for I/O.
     let _ = unsafe { bindings::presnap_noio_save() };
-    body.as_mut().run();
-    drop(body);
+    start.body.begin();
+    while !should_stop() {
+        start.wake.wait(start.body.sleep_us());
+        start.body.turn();
+    }
+    start.body.end();
+    drop(start);
     // `kthread_stop` needs the thread to exist until it is called.
     while !should_stop() {
         // SAFETY: Sleeping in a kthread; any wake-up is fine.
@@ -123,7 +145,8 @@ impl Thread {
     ///
     /// Sleeps. Fails with `ENOMEM`, or `EINTR` when the caller is being killed.
     pub fn spawn<B: Body>(name: &CStr, wake: Arc<Wake>, body: KBox<B>) -> Result<Self> {
-        let data = KBox::into_raw(body);
+        let start = KBox::new(Start { body, wake: wake.clone() }, GFP_KERNEL)?;
+        let data = KBox::into_raw(start);
         // SAFETY: The format consumes one string; `data` stays valid until the trampoline, the
         // only one to get it, turns it back into a box.
         let task = unsafe {

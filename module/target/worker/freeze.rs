@@ -19,7 +19,7 @@ const PACE_US: u32 = 500;
 
 impl Worker {
     /// How long the worker may sleep if nobody wakes it.
-    pub(super) fn sleep_us(&self) -> u32 {
+    pub(super) fn until_due_us(&self) -> u32 {
         let tick_us = (self.dev.knobs.get(presnap_engine::knob::Knob::TickMs) as u32)
             .saturating_mul(1000)
             .min(IDLE_SLEEP_US);
