@@ -1,0 +1,429 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A machine with an origin, a region and a presnap device on them, its user, and the oracle who watches.
+
+use crate::config::{Config, Trouble};
+use crate::crash::PowerLoss;
+use crate::device::{Device, Health};
+use crate::history::History;
+use crate::inspect::Region;
+use crate::oracle::{Oracle, Told};
+use crate::presnap::Target;
+use fastrand::Rng;
+use kernel::sync::Arc;
+use presnap_abi::bio::{Op, STS_OK};
+use presnap_abi::dm::DeviceNumber;
+use presnap_abi::sysfs;
+use presnap_abi::table::Table;
+use presnap_machine::blocks::{Blocks, BLOCK, BLOCK_SECTORS};
+use presnap_machine::disk::{self, Disk, Faults, Request};
+use presnap_machine::{note, Machine, User};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+/// The disks.
+pub(crate) const ORIGIN: usize = 0;
+pub(crate) const REGION: usize = 1;
+
+/// Until then everything must have come to rest: nothing takes so long.
+const REST_NS: u64 = 100_000_000_000;
+
+/// What is left after a power loss, or at the start.
+#[derive(Clone)]
+pub(crate) struct Remains {
+    pub(crate) now: u64,
+    pub(crate) origin: Blocks,
+    pub(crate) region: Blocks,
+    pub(crate) oracle: Oracle,
+    /// What had been told until then.
+    pub(crate) told: Told,
+}
+
+/// See the module.
+pub(crate) struct World {
+    pub(crate) machine: Rc<Machine>,
+    pub(crate) config: Rc<Config>,
+    pub(crate) number: DeviceNumber,
+    pub(crate) table: RefCell<Option<Table<Target>>>,
+    pub(crate) device: RefCell<Option<Arc<Device>>>,
+    pub(crate) oracle: RefCell<Oracle>,
+    pub(crate) told: RefCell<Told>,
+    pub(crate) history: History,
+    /// Requests of the user that have not ended.
+    pub(crate) outstanding: Rc<Cell<u32>>,
+    newest: Cell<u32>,
+    /// Chooses when power fails, and how.
+    pub(crate) fate: RefCell<Rng>,
+    /// Power losses that are to be looked at.
+    pub(crate) losses: RefCell<Vec<PowerLoss>>,
+    /// Power fails before one event in so many; 0 for never.
+    pub(crate) crash_one_in: Cell<u32>,
+    /// How many power losses led here.
+    pub(crate) depth: u32,
+}
+
+impl World {
+    /// The first world of a seed.
+    pub(crate) fn fresh(config: Rc<Config>, rng: &mut Rng) -> Remains {
+        let mut origin = Blocks::zeroed(config.origin_blocks);
+        for block in (0..config.origin_blocks).filter(|block| block % 3 != 0) {
+            origin.write(block * BLOCK_SECTORS, &[block as u8 ^ 0x55; BLOCK]);
+        }
+        let uuid = rng.u128(..).to_le_bytes();
+        let sectors = config.origin_blocks * BLOCK_SECTORS;
+        let region = crate::inspect::format(config.region_blocks, sectors, uuid);
+        let oracle = Oracle::new(config.origin_blocks);
+        Remains { now: 1_000_000_000, origin, region, oracle, told: Told::default() }
+    }
+
+    /// Opens the device on what is left.
+    pub(crate) fn open(
+        remains: &Remains,
+        config: Rc<Config>,
+        seed: u64,
+        depth: u32,
+        crash_one_in: u32,
+    ) -> Result<Rc<Self>, String> {
+        let mut fate = Rng::with_seed(seed);
+        let disks = vec![
+            Disk::new(remains.origin.clone(), config.origin_cached, config.origin_speed),
+            Disk::new(remains.region.clone(), config.region_cached, config.region_speed),
+        ];
+        let machine = Machine::new(fate.u64(..), remains.now, config.pace, disks);
+        let _entered = machine.enter();
+        let world = Rc::new(Self {
+            machine: machine.clone(),
+            number: DeviceNumber::of_mapped(0),
+            table: RefCell::new(None),
+            device: RefCell::new(None),
+            oracle: RefCell::new(remains.oracle.clone()),
+            told: RefCell::new(remains.told.clone()),
+            history: History::new(Rng::with_seed(fate.u64(..)), &config),
+            outstanding: Rc::default(),
+            newest: Cell::new(0),
+            fate: RefCell::new(fate),
+            losses: RefCell::default(),
+            crash_one_in: Cell::new(crash_one_in),
+            depth,
+            config,
+        });
+        machine.set_user(Some(world.clone()));
+        world.load()?;
+        world.recovered()?;
+        Ok(world)
+    }
+
+    /// Loads the table and lets it live.
+    fn load(&self) -> Result<(), String> {
+        let [origin, region] = [ORIGIN, REGION].map(DeviceNumber::of_disk);
+        let on_error = if self.config.fail_writes { " 2 on_error fail-writes" } else { "" };
+        let words = format!("{origin} {region}{on_error}");
+        let sectors = self.config.origin_blocks * BLOCK_SECTORS;
+        let table = Table::<Target>::load(self.number, sectors, &words)
+            .map_err(|e| format!("refused: {} ({:?})", e.why, e.error))?;
+        table.resume();
+        let device = table.target().device().clone();
+        self.newest.set(device.newest());
+        *self.device.borrow_mut() = Some(device);
+        *self.table.borrow_mut() = Some(table);
+        for (name, value) in &self.config.knobs {
+            self.set_knob(name, value);
+        }
+        self.set_knob("scope", if self.config.image { "image" } else { "delta" });
+        Ok(())
+    }
+
+    pub(crate) fn set_knob(&self, name: &str, value: &str) {
+        sysfs::write(self.number, &format!("presnap/{name}"), value).expect("a knob takes it");
+    }
+
+    /// Compares what is there after a power loss with what must be.
+    fn recovered(&self) -> Result<(), String> {
+        let region = self.machine.disk(REGION, |disk| disk.current().clone());
+        let region = Region::read(&region)?;
+        let present: BTreeSet<u32> = region.root.iter().map(|r| r.id).collect();
+        self.oracle.borrow_mut().recovered(&present, &self.told.borrow());
+        let op = self.op();
+        let before = self.oracle.borrow().op;
+        if op < before {
+            return Err(format!("operation numbers go back from {before} to {op}"));
+        }
+        self.ask();
+        Ok(())
+    }
+
+    fn op(&self) -> u64 {
+        let read = sysfs::read(self.number, "presnap/op").ok();
+        read.and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    /// Sends a message.
+    pub(crate) fn message(&self, words: &str) -> Result<String, String> {
+        let table = self.table.borrow();
+        let table = table.as_ref().ok_or("no table")?;
+        let answer = table.message(words).map_err(|e| format!("{e:?}"));
+        note!("message {words}: {answer:?}");
+        answer
+    }
+
+    /// Asks what presnap has to tell.
+    pub(crate) fn ask(&self) {
+        if self.table.borrow().is_none() {
+            return;
+        }
+        let list = self.message("list").expect("list");
+        let mut told = Told::default();
+        for line in list.lines().filter(|line| *line != "-") {
+            let words: Vec<&str> = line.split(' ').collect();
+            let id: u32 = words[0].parse().expect("a number");
+            let state = self.message(&format!("state {id}")).expect("state");
+            let sealed = state.split(' ').nth(1) == Some("sealed");
+            if words[1] == "sealed" && sealed {
+                told.sealed.insert(id);
+                if words[2] == "image" {
+                    told.images.insert(id);
+                }
+            }
+        }
+        *self.told.borrow_mut() = told;
+    }
+
+    /// Whether nothing is under way.
+    fn rests(&self) -> bool {
+        let idle = self.device.borrow().as_ref().is_none_or(|device| {
+            let control = device.control.lock();
+            control.request.is_none() && control.active.is_none() && control.delete.is_none()
+        });
+        let disks = (0..self.machine.disks())
+            .all(|number| self.machine.disk(number, |disk| disk.in_flight() == 0));
+        idle && disks && self.outstanding.get() == 0 && self.machine.tasks_asleep()
+    }
+
+    /// Goes on until nothing is under way, and has not been for a while.
+    pub(crate) fn rest(&self) -> Result<(), String> {
+        let end = self.machine.now() + REST_NS;
+        let mut since = None;
+        loop {
+            self.machine.step(end);
+            crate::crash::look_at_losses(self)?;
+            let now = self.machine.now();
+            if now >= end {
+                let status = self.status();
+                let outstanding = self.outstanding.get();
+                return Err(format!("does not come to rest: {outstanding} requests, {status}"));
+            }
+            if !self.rests() {
+                since = None;
+            } else if now > *since.get_or_insert(now) + 40_000_000 {
+                return Ok(());
+            }
+        }
+    }
+
+    pub(crate) fn status(&self) -> String {
+        let table = self.table.borrow();
+        table.as_ref().map_or_else(String::new, |t| t.status(presnap_abi::dm::StatusKind::Info))
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        self.device.borrow().as_ref().map_or(Health::Good, |device| device.health())
+    }
+
+    /// Lets the user act until it has done what it wants.
+    pub(crate) fn live(&self, actions: u32) -> Result<(), String> {
+        let _entered = self.machine.enter();
+        self.history.begin(actions);
+        self.machine.call_user_at(self.machine.now());
+        while self.history.acts() {
+            self.machine.step(u64::MAX);
+            crate::crash::look_at_losses(self)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of all that the user began.
+    pub(crate) fn settle(&self) -> Result<(), String> {
+        let _entered = self.machine.enter();
+        self.history.let_go(self);
+        self.rest()
+    }
+
+    /// Checks the region and all images of a device at rest.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let _entered = self.machine.enter();
+        self.ask();
+        {
+            let region = self.machine.disk(REGION, |disk| disk.current().clone());
+            let region = Region::read(&region)?;
+            let mut oracle = self.oracle.borrow_mut();
+            if self.health() != Health::Invalid {
+                let present: BTreeSet<u32> = region.root.iter().map(|r| r.id).collect();
+                if let Some(id) = oracle.deleting.iter().find(|id| present.contains(id)) {
+                    return Err(format!("snapshot {id} was not deleted"));
+                }
+                let gone: Vec<u32> = oracle.deleting.iter().copied().collect();
+                oracle.gone.extend(gone);
+                oracle.deleting.clear();
+            }
+            oracle.check(&region, &self.told.borrow())?;
+        }
+        self.check_images()
+    }
+
+    /// Reads every image, through the target for it.
+    fn check_images(&self) -> Result<(), String> {
+        let images: Vec<u32> = self.told.borrow().images.iter().copied().collect();
+        for id in images {
+            if self.oracle.borrow().tainted.contains(&id) {
+                continue;
+            }
+            let taken = self.oracle.borrow().taken.get(&id).cloned();
+            let taken = taken.ok_or(format!("image {id} was never taken"))?;
+            let words = format!("{} {id}", self.number);
+            let sectors = self.config.origin_blocks * BLOCK_SECTORS;
+            let number = DeviceNumber::of_mapped(1);
+            let view = Table::<crate::image::Image>::load(number, sectors, &words)
+                .map_err(|e| format!("image {id} is refused: {}", e.why))?;
+            view.resume();
+            let read: Rc<RefCell<Vec<Option<Vec<u8>>>>> = Rc::default();
+            let piece = 32 * BLOCK_SECTORS;
+            for (n, sector) in (0..sectors).step_by(piece as usize).enumerate() {
+                read.borrow_mut().push(None);
+                let place = read.clone();
+                let length = piece.min(sectors - sector) as u32;
+                view.submit(Op::Read, sector, length, Vec::new(), false, move |ended| {
+                    place.borrow_mut()[n] =
+                        Some(if ended.status == STS_OK { ended.data } else { Vec::new() });
+                });
+            }
+            self.machine.wait_for(|| read.borrow().iter().all(Option::is_some));
+            view.suspend();
+            drop(view);
+            let found = read.take().into_iter().flatten().flatten().collect::<Vec<u8>>();
+            if found.len() as u64 != taken.image.len() * BLOCK as u64 {
+                if self.config.trouble.of_region() || self.config.trouble == Trouble::OriginReads {
+                    continue;
+                }
+                return Err(format!("image {id} cannot be read"));
+            }
+            for (block, content) in (0..).zip(found.chunks_exact(BLOCK)) {
+                if taken.image.block(block)[..] != *content {
+                    return Err(format!("block {block} of image {id} is not as it was at T0"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the device in order; nothing must be on its way.
+    pub(crate) fn close(&self) -> Result<(), String> {
+        let _entered = self.machine.enter();
+        self.rest()?;
+        self.ask();
+        let table = self.table.take();
+        if let Some(table) = &table {
+            table.suspend();
+        }
+        // The worker ends with it. Power may fail then, too.
+        drop(table);
+        *self.device.borrow_mut() = None;
+        crate::crash::look_at_losses(self)?;
+        let region = self.machine.disk(REGION, |disk| disk.current().clone());
+        let region = Region::read(&region)?;
+        let oracle = self.oracle.borrow();
+        oracle.check(&region, &self.told.borrow())?;
+        if !self.config.trouble.of_region() {
+            oracle.check_closed(&region)?;
+        }
+        Ok(())
+    }
+
+    /// What is there now, if the power stays on.
+    pub(crate) fn remains(&self) -> Remains {
+        let [origin, region] =
+            [ORIGIN, REGION].map(|n| self.machine.disk(n, |disk| disk.current().clone()));
+        Remains {
+            now: self.machine.now() + 1_000_000,
+            origin,
+            region,
+            oracle: self.oracle.borrow().clone(),
+            told: self.told.borrow().clone(),
+        }
+    }
+
+    /// Lets go of everything.
+    pub(crate) fn end(&self) {
+        let _entered = self.machine.enter();
+        self.history.drop_views();
+        self.machine.set_user(None);
+        self.table.take();
+        self.device.take();
+    }
+
+    /// Faults begin, or end.
+    pub(crate) fn set_trouble(&self, on: bool) {
+        let one = |wanted| if on && self.config.trouble == wanted { 60 } else { 0 };
+        let origin = Faults {
+            reads: one(Trouble::OriginReads),
+            writes: one(Trouble::OriginWrites),
+            dead: false,
+        };
+        let region = Faults {
+            reads: one(Trouble::RegionReads),
+            writes: one(Trouble::RegionWrites),
+            dead: false,
+        };
+        self.machine.disk_mut(ORIGIN, |disk, _| disk.faults = origin);
+        self.machine.disk_mut(REGION, |disk, _| disk.faults = region);
+    }
+
+    /// The instant T0 is when the newest snapshot changes.
+    fn notice_t0(&self) {
+        let Some(device) = self.device.borrow().clone() else { return };
+        let newest = device.newest();
+        if device.health() == Health::Invalid {
+            let mut oracle = self.oracle.borrow_mut();
+            let all: Vec<u32> = oracle.taken.keys().copied().collect();
+            oracle.tainted.extend(all);
+        }
+        {
+            let mut oracle = self.oracle.borrow_mut();
+            oracle.op = oracle.op.max(device.op.load(core::sync::atomic::Ordering::Relaxed));
+        }
+        if newest == self.newest.get() {
+            return;
+        }
+        self.newest.set(newest);
+        if newest == 0 || self.oracle.borrow().taken.contains_key(&newest) {
+            return;
+        }
+        note!("T0 of snapshot {newest}");
+        let (writes, image) =
+            self.machine.disk(ORIGIN, |disk| (disk.writes_in_flight(), disk.current().clone()));
+        assert_eq!(writes, 0, "T0 of snapshot {newest} with writes in flight");
+        self.oracle.borrow_mut().t0(newest, image);
+    }
+}
+
+impl User for World {
+    fn observe(&self) {
+        self.notice_t0();
+        let one_in = self.crash_one_in.get();
+        if one_in > 0 && self.fate.borrow_mut().u32(..one_in) == 0 {
+            let loss = PowerLoss::now(self);
+            self.losses.borrow_mut().push(loss);
+        }
+    }
+
+    fn submitting(&self, number: usize, request: &Request) {
+        self.notice_t0();
+        if number == ORIGIN && matches!(request.op, disk::Op::Write(_)) {
+            self.oracle.borrow_mut().written(request.sector, request.sectors);
+        }
+    }
+
+    fn act(&self) {
+        self.history.act(self);
+    }
+}
