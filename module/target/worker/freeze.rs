@@ -282,7 +282,6 @@ impl Worker {
             self.record.id,
             reason.as_str()
         );
-        self.tell_dropped(reason);
         if self.dev.coming() == self.record.id {
             // Before T0. Its number is not used again, so what was staged for it has no owner.
             let id = self.dev.coming();
@@ -290,6 +289,8 @@ impl Worker {
             self.dev.set_coming(id.wrapping_add(1));
             self.dev.root.lock().header.next_snapshot = id.wrapping_add(1);
         }
+        // From here on another one can be asked for, and is given the number that is the coming one now.
+        self.tell_dropped(reason);
         self.record = SnapshotRecord::ZERO;
         self.index.flush = false;
         self.stage.resume();
