@@ -12,7 +12,6 @@ use presnap_abi::io::{Client, Durability, Transfer};
 use presnap_abi::memory::array_of;
 use presnap_abi::thread::Wake;
 use presnap_engine::geometry::{BLOCK_BYTES, BLOCK_SECTORS};
-use presnap_engine::rank::sort_descending;
 use presnap_engine::region::root::{MAX_SNAPSHOTS, ROOT_BYTES, ROOT_CLEAN, ROOT_FULL_NEEDED};
 use presnap_engine::region::{
     Copy2, FormatError, IndexBlock, IndexPick, Layout, Limits, Picked, Root, RootHeader, Scope,
@@ -36,10 +35,31 @@ pub(crate) struct IndexState {
     pub(crate) next: Copy2,
     /// Whether it is being written.
     pub(crate) in_flight: bool,
+    /// The slot table was changed while the region was opened: the newest copy says something else.
+    pub(crate) outdated: bool,
 }
 
 impl IndexState {
-    const BLANK: Self = Self { seq: 0, next: Copy2::A, in_flight: false };
+    const BLANK: Self = Self { seq: 0, next: Copy2::A, in_flight: false, outdated: false };
+}
+
+/// What a region's slots hold, and what is known of the index blocks that say so.
+struct Table {
+    slots: Slots,
+    index: KVVec<IndexState>,
+}
+
+impl Table {
+    fn note_change(&mut self, layout: &Layout, slot: u32) {
+        if let Some(state) = self.index.get_mut(layout.index_block(slot).0 as usize) {
+            state.outdated = true;
+        }
+    }
+
+    fn free(&mut self, layout: &Layout, slot: u32) {
+        self.slots.free(slot);
+        self.note_change(layout, slot);
+    }
 }
 
 /// An opened region.
@@ -111,12 +131,8 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn index(
-        &mut self,
-        layout: &Layout,
-        limits: &Limits,
-        slots: &mut Slots,
-    ) -> Result<KVVec<IndexState>> {
+    fn table(&mut self, layout: &Layout, limits: &Limits) -> Result<Table> {
+        let mut slots = empty_slots(layout)?;
         let mut states = array_of(layout.index_blocks as usize, IndexState::BLANK)?;
         let mut first = 0;
         while first < layout.index_blocks {
@@ -152,7 +168,7 @@ impl Reader<'_, '_> {
             }
             first = first.saturating_add(pairs);
         }
-        Ok(states)
+        Ok(Table { slots, index: states })
     }
 
     /// Whether the slot holds what its index entry says.
@@ -161,55 +177,71 @@ impl Reader<'_, '_> {
         Ok(crc32c(data) == crc)
     }
 
+    /// Frees slots of images that do not hold what their entries say, after a crash.
+    ///
+    /// A guard writes data and entry at the same time if it may, and lets its writer go when both are
+    /// durable: of an entry without its data the origin still has the block.
+    fn free_unfinished(&mut self, layout: &Layout, root: &RootTable, t: &mut Table) -> Result {
+        let Some(oldest) = root.iter().find(|r| r.scope == Scope::Image).map(|r| r.id) else {
+            return Ok(());
+        };
+        let mut first = 0;
+        while first < layout.slots {
+            let count = (INDEX_PAIRS * 2).min(layout.slots.saturating_sub(first));
+            let wanted = |slots: &Slots, i: u32| {
+                let slot = first.saturating_add(i);
+                let entry = slots.entry(slot)?;
+                let image = entry.kind == SlotKind::Data && entry.snapshot >= oldest;
+                image.then_some((slot, entry.crc))
+            };
+            if (0..count).any(|i| wanted(&t.slots, i).is_some()) {
+                let data = self.read(layout.slot_block(first), count)?;
+                for (i, block) in (0..count).zip(data.chunks_exact(BLOCK_BYTES as usize)) {
+                    if let Some((slot, crc)) = wanted(&t.slots, i) {
+                        if crc32c(block) != crc {
+                            t.free(layout, slot);
+                        }
+                    }
+                }
+            }
+            first = first.saturating_add(count);
+        }
+        Ok(())
+    }
+
     /// Frees what belongs to no sealed snapshot: the remains of one that was under way.
     ///
     /// If an image is live, what an unfinished snapshot preserved may be the only copy of what the
     /// image needs (it reads S(N), then S(N+1), ...): that goes to the newest sealed one, unless it
     /// has the block itself. Returns the highest snapshot number seen.
-    fn adopt_orphans(
-        &mut self,
-        layout: &Layout,
-        root: &RootTable,
-        slots: &mut Slots,
-    ) -> Result<u32> {
+    fn adopt_orphans(&mut self, layout: &Layout, root: &RootTable, t: &mut Table) -> Result<u32> {
         let newest = root.newest().map(|r| r.id);
         let image = image_is_live(root);
-        let mut highest = 0u32;
+        let mut last = 0u32;
         // The smallest number first: it is the oldest content.
-        let mut ids = [0u32; 4];
-        for slot in 0..slots.total() {
-            let Some(e) = slots.entry(slot) else { continue };
-            if root.find(e.snapshot).is_some() {
-                continue;
-            }
-            highest = highest.max(e.snapshot);
-            if !ids.contains(&e.snapshot) {
-                if let Some(place) = ids.iter_mut().find(|id| **id == 0) {
-                    *place = e.snapshot;
-                }
-            }
-        }
-        sort_descending(&mut ids, |&id| id);
-        for id in ids.into_iter().rev().filter(|&id| id != 0) {
-            for slot in 0..slots.total() {
-                let Some(e) = slots.entry(slot).filter(|e| e.snapshot == id) else { continue };
+        loop {
+            let orphans = (0..t.slots.total()).filter_map(|slot| t.slots.entry(slot));
+            let ids = orphans.map(|e| e.snapshot).filter(|&id| id > last);
+            let Some(id) = ids.filter(|&id| root.find(id).is_none()).min() else { break };
+            last = id;
+            for slot in 0..t.slots.total() {
+                let Some(e) = t.slots.entry(slot).filter(|e| e.snapshot == id) else { continue };
                 let heir = newest.filter(|&n| {
                     image
                         && n < id
                         && e.kind == SlotKind::Data
-                        && slots.lookup(n, e.block).is_none()
+                        && t.slots.lookup(n, e.block).is_none()
                 });
                 match heir {
                     Some(heir) if self.verify(layout, slot, e.crc)? => {
-                        let _ = slots.reassign(slot, heir);
+                        let _ = t.slots.reassign(slot, heir);
+                        t.note_change(layout, slot);
                     }
-                    _ => {
-                        slots.free(slot);
-                    }
+                    _ => t.free(layout, slot),
                 }
             }
         }
-        Ok(highest)
+        Ok(last)
     }
 }
 
@@ -258,14 +290,17 @@ pub(crate) fn open(
     };
     let (mut root, root_next) = reader.root(&layout, &limits)?;
     limits.next_snapshot = root.header.next_snapshot;
-    let mut slots = empty_slots(&layout)?;
-    let index = reader.index(&layout, &limits, &mut slots)?;
-    let highest = reader.adopt_orphans(&layout, &root, &mut slots)?;
+    let mut table = reader.table(&layout, &limits)?;
+    let clean = root.header.flags & ROOT_CLEAN != 0;
+    if !clean {
+        reader.free_unfinished(&layout, &root, &mut table)?;
+    }
+    let highest = reader.adopt_orphans(&layout, &root, &mut table)?;
+    let Table { slots, index } = table;
     // A number that was used for something unfinished is not used again: its remains on disk must
     // not be taken for the new one's.
     root.header.next_snapshot = root.header.next_snapshot.max(highest.saturating_add(1));
 
-    let clean = root.header.flags & ROOT_CLEAN != 0;
     if !clean {
         pr_warn!("{}: was not closed in order; the next delta is full\n", region.number());
     }

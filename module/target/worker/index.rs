@@ -49,6 +49,9 @@ impl IndexWriter {
         }
         let n = states.len() as u64;
         let (dirty, urgent) = (block_map(n)?, block_map(n)?);
+        for (i, _) in (0..).zip(states.iter()).filter(|(_, state)| state.outdated) {
+            dirty.set_range(i, 1);
+        }
         Ok(Self { states, dirty, urgent, writes, in_flight: 0, flush: false, failed: false })
     }
 
