@@ -317,6 +317,8 @@ pub(crate) struct Device {
     pub(crate) region: BlockDevice,
     /// Whether region writes need a barrier to be durable.
     pub(crate) region_cached: bool,
+    /// Whether what ended on the origin needs a flush to be durable.
+    pub(crate) origin_cached: bool,
     pub(crate) layout: Layout,
     pub(crate) origin_sectors: u64,
 
@@ -401,6 +403,7 @@ impl Device {
         let wake = Arc::pin_init(Wake::new(), GFP_KERNEL)?;
         let models = Models::new()?;
         let region_cached = parts.region.has_write_cache();
+        let origin_cached = parts.origin.has_write_cache();
         let next_id = parts.root.header.next_snapshot;
         let newest = parts.root.newest().map_or(0, |r| r.id);
         let last_op = parts.root.header.next_op.saturating_sub(1);
@@ -412,6 +415,7 @@ impl Device {
                 origin,
                 region,
                 region_cached,
+                origin_cached,
                 layout,
                 origin_sectors,
                 gate,

@@ -14,6 +14,7 @@ mod index;
 mod remove;
 mod root;
 mod seal;
+mod settle;
 mod stage;
 
 use crate::device::{Device, Health};
@@ -35,6 +36,7 @@ use presnap_engine::pacer::Pacer;
 use presnap_engine::region::{Copy2, SnapshotRecord};
 use root::RootWriter;
 use seal::Manifest;
+use settle::OriginFlush;
 use stage::Stage;
 
 /// How long the worker runs on while others wait for its CPU, and how long it rests then: so it takes a
@@ -60,6 +62,7 @@ pub(crate) struct Worker {
     stage: Stage,
     drain: Drain,
     manifest: Manifest,
+    origin_flush: OriginFlush,
     removal: remove::Removal,
     /// How many background copies the foreground can bear.
     pacer: Pacer,
@@ -101,6 +104,7 @@ impl Worker {
             stage: Stage::new()?,
             drain: Drain::new()?,
             manifest: Manifest::new(&client, &dev.wake)?,
+            origin_flush: OriginFlush::new(&client, &dev.wake)?,
             removal: remove::Removal::new(),
             pacer: Pacer::new(),
             calm_nice: None,
@@ -154,6 +158,7 @@ impl Worker {
         self.take_held();
         self.handle_requests(now);
         self.advance_snapshot();
+        self.flush_origin();
         self.retry_parked();
         self.run_drain(now);
         self.run_stage(now);
@@ -196,6 +201,7 @@ impl Worker {
             || self.index.in_flight()
             || self.root.in_flight()
             || self.manifest.in_flight()
+            || self.origin_flush.in_flight()
     }
 
     /// Ends in order: no snapshot is left half made, the root says so.

@@ -144,6 +144,12 @@ impl Transfer {
         self.start(dev, [Piece { sector, bytes }].into_iter(), write_flags(durability))
     }
 
+    /// Starts to make durable what has ended on the device so far.
+    pub fn flush(&mut self, dev: &BlockDevice) -> Result {
+        let nothing = [Piece { sector: 0, bytes: 0 }].into_iter();
+        self.start(dev, nothing, k::req_op_REQ_OP_WRITE | PREFLUSH)
+    }
+
     /// Reads and waits. Sleeps.
     pub fn read_wait(&mut self, dev: &BlockDevice, sector: u64, bytes: usize) -> Result {
         self.wait_for(dev, Piece { sector, bytes }, k::req_op_REQ_OP_READ | SYNC)

@@ -218,6 +218,7 @@ impl Worker {
         self.dev.root.lock().header.next_snapshot = id.wrapping_add(1);
         self.dev.set_guard(if image { Guard::Image } else { Guard::Delta });
         self.dev.staging.store(false, Ordering::Relaxed);
+        self.origin_flush.want(self.dev.origin_cached);
         self.drain.guarded_in_delta = 0;
         self.stage.begin_generation();
     }

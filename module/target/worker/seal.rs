@@ -113,7 +113,7 @@ impl Worker {
         }
         if self.manifest.last {
             self.index.flush = true;
-            if self.index.clean() {
+            if self.index.clean() && self.origin_flush.settled() {
                 self.index.flush = false;
                 self.record.manifest_pages = self.manifest.page_no;
                 self.record.manifest_chunks = self.manifest.chunks;
