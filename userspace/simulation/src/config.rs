@@ -104,7 +104,7 @@ impl Config {
             ("staging_budget_blocks", choose(rng, &["0", "0", "16", "100"]).to_owned()),
             ("copy_bandwidth_kib", choose(rng, &["0", "0", "0", "4096"]).to_owned()),
             ("trigger_ops", choose(rng, &["0", "0", "0", "50"]).to_owned()),
-            ("min_distance_ms", choose(rng, &["0", "10"]).to_owned()),
+            ("min_distance_ms", choose(rng, &["10", "50"]).to_owned()),
         ];
         Self {
             origin_blocks,

@@ -42,7 +42,7 @@ pub(crate) struct Oracle {
     /// By number.
     pub(crate) taken: BTreeMap<u32, Rc<Taken>>,
     /// Of them, those that were sealed at some time: a base may have been deleted since.
-    sealed: BTreeSet<u32>,
+    pub(crate) sealed: BTreeSet<u32>,
     /// Asked to be deleted: may be gone.
     pub(crate) deleting: BTreeSet<u32>,
     /// Deleted for good.
@@ -84,10 +84,10 @@ impl Oracle {
     }
 
     /// Power failed, and the region was opened again; it has these snapshots.
-    pub(crate) fn recovered(&mut self, present: &BTreeSet<u32>, told: &Told) {
+    pub(crate) fn recovered(&mut self, present: &BTreeSet<u32>) {
         self.era += 1;
         // The numbers of others may be used again.
-        self.sealed.extend(present.union(&told.sealed));
+        self.sealed.extend(present);
         self.taken.retain(|id, _| self.sealed.contains(id));
         self.gone.extend(self.deleting.difference(present));
         // That somebody wanted them deleted is forgotten.
@@ -174,14 +174,23 @@ impl Oracle {
 
     /// Checks what a region that was closed in order has beyond its deltas.
     pub(crate) fn check_closed(&self, region: &Region<'_>) -> Result<(), String> {
+        // Beyond a delta, entries count only if an image needs them. Entries of snapshots that the
+        // root does not have mean nothing.
+        let oldest = region.root.iter().find(|r| r.scope == Scope::Image).map_or(u32::MAX, |r| r.id);
         for (slot, entry) in &region.index {
-            // Entries of snapshots that the root does not have mean nothing.
-            if entry.kind != SlotKind::Data || region.root.find(entry.snapshot).is_none() {
+            let counts = entry.snapshot >= oldest && region.root.find(entry.snapshot).is_some();
+            if entry.kind != SlotKind::Data || !counts {
                 continue;
             }
             let Some(taken) = self.taken.get(&entry.snapshot) else { continue };
             if **region.slot(*slot) != **taken.image.block(entry.block) {
-                return Err(format!("slot {slot} does not hold what it should: {entry:?}"));
+                let content = &region.slot(*slot)[..];
+                let same = |(_, t): &(&u32, &Rc<Taken>)| t.image.block(entry.block)[..] == *content;
+                let of: Vec<u32> = self.taken.iter().filter(same).map(|(id, _)| *id).collect();
+                let has = crc32c::crc32c(content);
+                return Err(format!(
+                    "slot {slot} does not hold what it should: {entry:x?}, but {has:x}, as in {of:?}"
+                ));
             }
             let crc = crc32c::crc32c(&region.slot(*slot)[..]);
             if entry.crc != crc {

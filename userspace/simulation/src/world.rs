@@ -143,7 +143,7 @@ impl World {
         let region = self.machine.disk(REGION, |disk| disk.current().clone());
         let region = Region::read(&region)?;
         let present: BTreeSet<u32> = region.root.iter().map(|r| r.id).collect();
-        self.oracle.borrow_mut().recovered(&present, &self.told.borrow());
+        self.oracle.borrow_mut().recovered(&present);
         let op = self.op();
         let before = self.oracle.borrow().op;
         if op < before {
@@ -186,6 +186,7 @@ impl World {
                 }
             }
         }
+        self.oracle.borrow_mut().sealed.extend(&told.sealed);
         *self.told.borrow_mut() = told;
     }
 
@@ -246,6 +247,7 @@ impl World {
     pub(crate) fn settle(&self) -> Result<(), String> {
         let _entered = self.machine.enter();
         self.history.let_go(self);
+        self.set_knob("trigger_ops", "0");
         self.rest()
     }
 
@@ -300,7 +302,7 @@ impl World {
             self.machine.wait_for(|| read.borrow().iter().all(Option::is_some));
             view.suspend();
             drop(view);
-            let found = read.take().into_iter().flatten().flatten().collect::<Vec<u8>>();
+            let found = read.take().into_iter().flatten().collect::<Vec<_>>().concat();
             if found.len() as u64 != taken.image.len() * BLOCK as u64 {
                 if self.config.trouble.of_region() || self.config.trouble == Trouble::OriginReads {
                     continue;
@@ -309,11 +311,31 @@ impl World {
             }
             for (block, content) in (0..).zip(found.chunks_exact(BLOCK)) {
                 if taken.image.block(block)[..] != *content {
-                    return Err(format!("block {block} of image {id} is not as it was at T0"));
+                    let whence = self.whence(block, content);
+                    return Err(format!(
+                        "block {block} of image {id} is not as it was at T0: {whence}"
+                    ));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Where else this content of a block is.
+    fn whence(&self, block: u64, content: &[u8]) -> String {
+        let origin = self.machine.disk(ORIGIN, |disk| disk.current().block(block)[..] == *content);
+        let oracle = self.oracle.borrow();
+        let same = |(_, t): &(&u32, &Rc<crate::oracle::Taken>)| t.image.block(block)[..] == *content;
+        let images: Vec<u32> = oracle.taken.iter().filter(same).map(|(id, _)| *id).collect();
+        let region = self.machine.disk(REGION, |disk| disk.current().clone());
+        let entries: Vec<String> = Region::read(&region).map_or_else(
+            |e| vec![e],
+            |r| {
+                let of_block = r.index.iter().filter(|(_, e)| e.block == block);
+                of_block.map(|(slot, e)| format!("slot {slot}: {e:x?}")).collect()
+            },
+        );
+        format!("the origin's: {origin}, that of images {images:?}; index: {entries:?}")
     }
 
     /// Closes the device in order; nothing must be on its way.

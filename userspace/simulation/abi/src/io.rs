@@ -151,6 +151,32 @@ impl Transfer {
         self.start(dev, [Piece { sector, bytes }].into_iter(), Some(durability))
     }
 
+    /// Starts to make durable what has ended on the device so far.
+    ///
+    /// # Errors
+    ///
+    /// As [`Transfer::read`].
+    pub fn flush(&mut self, dev: &BlockDevice) -> Result {
+        if self.in_flight() {
+            return Err(EBUSY);
+        }
+        note!("{} flush", dev.number());
+        self.progress.failed.set(false);
+        self.progress.pending.set(1);
+        self.started = true;
+        let progress = self.progress.clone();
+        let request = Request {
+            op: Op::Flush,
+            sector: 0,
+            sectors: 0,
+            preflush: false,
+            fua: false,
+            done: Box::new(move |outcome| progress.ended(0, outcome)),
+        };
+        Machine::current().submit(dev.disk(), request);
+        Ok(())
+    }
+
     /// Reads and waits.
     ///
     /// # Errors
