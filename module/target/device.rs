@@ -220,8 +220,8 @@ pub(crate) struct Control {
     pub(crate) active: Option<(Request, Phase, SnapshotRecord)>,
     /// To be deleted.
     pub(crate) delete: Option<u32>,
-    /// The unfinished snapshot shall be dropped.
-    pub(crate) abort: bool,
+    /// The unfinished snapshot that shall be dropped.
+    pub(crate) abort: Option<u32>,
     /// The last ones dropped, newest last.
     dropped: [(u32, Option<DropReason>); DROPPED_KEPT],
     holds: [Hold; HOLDS],
@@ -233,10 +233,20 @@ impl Control {
             request: None,
             active: None,
             delete: None,
-            abort: false,
+            abort: None,
             dropped: [(0, None); DROPPED_KEPT],
             holds: [Hold::NONE; HOLDS],
         }
+    }
+
+    /// The snapshot that is asked for or under way.
+    pub(crate) fn unfinished(&self) -> Option<u32> {
+        self.request.or(self.active.map(|active| active.0)).map(|request| request.id)
+    }
+
+    /// Begins with a snapshot. From here on until it is finished no other one is given a number.
+    pub(crate) fn begin(&mut self, request: Request) {
+        self.active = Some((request, Phase::Idle, SnapshotRecord::ZERO));
     }
 
     /// Remembers a dropped snapshot.

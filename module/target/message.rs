@@ -51,7 +51,10 @@ impl Target {
                 false => Err(complain("the snapshot is not held", ENOENT)),
             },
             Message::Abort => {
-                device.control.lock().abort = true;
+                {
+                    let mut control = device.control.lock();
+                    control.abort = control.unfinished();
+                }
                 device.wake.wake();
                 Ok(())
             }
@@ -77,7 +80,7 @@ impl Device {
         }
         let now = monotonic_ns();
         let mut control = self.control.lock();
-        if control.request.is_some() || control.active.is_some() {
+        if control.unfinished().is_some() {
             return Err(("a snapshot is under way", EBUSY));
         }
         let request = Request {

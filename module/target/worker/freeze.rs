@@ -49,23 +49,23 @@ impl Worker {
         PACE_US.min(longest_us)
     }
 
-    /// Takes what messages ask for.
+    /// Takes what messages and rules ask for.
     pub(super) fn handle_requests(&mut self, now: u64) {
+        let idle = self.snapshot.phase() == Phase::Idle;
+        let wanted = if idle && self.healthy() { self.triggered(now) } else { None };
         let (request, abort, delete) = {
             let mut control = self.dev.control.lock();
-            let idle = self.snapshot.phase() == Phase::Idle;
-            let request = if idle { control.request.take() } else { None };
+            let request = if idle { control.request.take().or(wanted) } else { None };
+            if let Some(request) = request {
+                control.begin(request);
+            }
             let delete = if self.removal.pending() { None } else { control.delete };
-            (request, core::mem::take(&mut control.abort), delete)
+            (request, control.abort.take(), delete)
         };
         if let Some(request) = request {
             self.begin(request);
-        } else if self.snapshot.phase() == Phase::Idle && self.healthy() {
-            if let Some(request) = self.triggered(now) {
-                self.begin(request);
-            }
         }
-        if abort {
+        if abort == Some(self.record.id) {
             self.report(Event::Fail(DropReason::Aborted));
         }
         if let Some(id) = delete {
