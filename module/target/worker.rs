@@ -89,9 +89,9 @@ impl Worker {
         root_next: Copy2,
     ) -> Result<Self> {
         let client = Client::new()?;
-        let base_id = {
+        let (base_id, next_snapshot) = {
             let root = dev.root.lock();
-            root.newest().map_or(0, |r| r.id)
+            (root.newest().map_or(0, |r| r.id), root.header.next_snapshot)
         };
         Ok(Self {
             dev: dev.clone(),
@@ -99,7 +99,7 @@ impl Worker {
             record: SnapshotRecord::ZERO,
             jobs: Jobs::new(&client, &dev.wake)?,
             index: IndexWriter::new(&client, &dev.wake, index)?,
-            root: RootWriter::new(&client, &dev.wake, root_next)?,
+            root: RootWriter::new(&client, &dev.wake, root_next, next_snapshot)?,
             parked: Parked::new(),
             stage: Stage::new()?,
             drain: Drain::new()?,

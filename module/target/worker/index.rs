@@ -172,6 +172,9 @@ impl Worker {
     pub(super) fn write_index(&mut self) {
         while self.healthy() && self.index.in_flight < WRITES {
             let Some(index_no) = self.index.next() else { break };
+            if !self.root_covers_index() {
+                break;
+            }
             self.progress = true;
             if self.index.start(&self.dev, index_no).is_err() {
                 self.region_failed();

@@ -31,10 +31,19 @@ pub(crate) struct RootWriter {
     last_tried: bool,
     /// Numbers of operations are reserved below this.
     reserved: u64,
+    /// The number of the next snapshot, in the root being written and in the one on disk.
+    next_written: u32,
+    next_durable: u32,
 }
 
 impl RootWriter {
-    pub(crate) fn new(client: &Arc<Client>, wake: &Arc<Wake>, next: Copy2) -> Result<Self> {
+    /// `next` says where the next version goes; `next_snapshot` is on disk already.
+    pub(crate) fn new(
+        client: &Arc<Client>,
+        wake: &Arc<Wake>,
+        next: Copy2,
+        next_snapshot: u32,
+    ) -> Result<Self> {
         let transfer = Transfer::new(client, wake, ROOT_BYTES)?;
         Ok(Self {
             transfer,
@@ -45,6 +54,8 @@ impl RootWriter {
             relax: false,
             last_tried: false,
             reserved: 0,
+            next_written: next_snapshot,
+            next_durable: next_snapshot,
         })
     }
 
@@ -80,6 +91,16 @@ impl Worker {
         self.root.relax && self.healthy()
     }
 
+    /// Whether the index may be written: its entries may be of the coming snapshot, and a reader takes
+    /// no number higher than the one after the root's next.
+    pub(super) fn root_covers_index(&mut self) -> bool {
+        let covers = self.dev.coming() <= self.root.next_durable.saturating_add(1);
+        if !covers && self.root.next_written < self.dev.coming() {
+            self.root.mark();
+        }
+        covers
+    }
+
     /// Encodes the root and returns its place.
     fn encode_root(&mut self, flags: u32, clean: bool) -> Result<u64> {
         let op = self.dev.op.load(Ordering::Relaxed).saturating_add(1);
@@ -89,6 +110,7 @@ impl Worker {
         root.header.next_op = if clean { op } else { op.saturating_add(OP_RESERVE) };
         root.header.flags = flags;
         self.root.reserved = root.header.next_op;
+        self.root.next_written = root.header.next_snapshot;
         let out = self.root.transfer.buffer().and_then(|b| b.first_chunk_mut::<ROOT_BYTES>());
         root.encode_into(out.ok_or(EIO)?);
         Ok(block.saturating_mul(BLOCK_SECTORS.into()))
@@ -142,6 +164,7 @@ impl Worker {
             self.region_failed();
             return;
         }
+        self.root.next_durable = self.root.next_written;
         if !self.root.dirty {
             if core::mem::take(&mut self.root.relax) && !self.snapshot.phase().after_t0() {
                 self.relax_guard();
