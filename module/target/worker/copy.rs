@@ -189,17 +189,26 @@ impl Worker {
         self.dev.coming()
     }
 
-    /// The bitmap that says which blocks a snapshot has.
+    /// The bitmap that says which blocks a snapshot has, if there still is one.
     ///
     /// A guard's copy may end after the next T0: it belongs to the snapshot before then, and the
-    /// new one does not have the block.
-    fn map_of(&self, snapshot: u32) -> &BlockMap {
+    /// new one does not have the block. When that is sealed, the bitmap of the one before is cleared, to
+    /// be that of the coming one.
+    fn map_of(&self, snapshot: u32) -> Option<&BlockMap> {
+        let g = &self.dev.generations;
         if snapshot == self.coming_id() {
-            self.dev.generations.staged()
+            Some(g.staged())
         } else if snapshot == self.dev.newest() {
-            self.dev.generations.preserved()
+            Some(g.preserved())
         } else {
-            self.dev.generations.former()
+            (snapshot == self.base_id).then(|| g.former())
+        }
+    }
+
+    /// A snapshot has these blocks now.
+    fn note_kept(&self, snapshot: u32, area: u64, mask: u16) {
+        if let Some(map) = self.map_of(snapshot) {
+            map.set_area(area, mask);
         }
     }
 
@@ -218,7 +227,8 @@ impl Worker {
         }
         // What the snapshot has must not be copied again: while it was, its slot would be gone with
         // the bit still set, and a mirror might be writing to it.
-        let mask = mask & !self.jobs.copying(area) & !self.map_of(snapshot).area_mask(area);
+        let has = self.map_of(snapshot).map_or(0, |map| map.area_mask(area));
+        let mask = mask & !self.jobs.copying(area) & !has;
         if mask == 0 {
             return Err(NotStarted::Busy);
         }
@@ -488,18 +498,18 @@ impl Worker {
                 }
             }
             Purpose::Final => {
-                self.map_of(snapshot).set_area(area, mask);
+                self.note_kept(snapshot, area, mask);
                 add(&totals.final_copy_blocks, blocks);
                 self.record.final_copy_blocks =
                     self.record.final_copy_blocks.saturating_add(blocks);
             }
             Purpose::Guard => {
-                self.map_of(snapshot).set_area(area, mask);
+                self.note_kept(snapshot, area, mask);
                 add(&totals.guarded_blocks, blocks);
                 self.count_guarded(area, mask);
             }
             Purpose::Drain => {
-                self.map_of(snapshot).set_area(area, mask);
+                self.note_kept(snapshot, area, mask);
                 add(&totals.drained_blocks, blocks);
                 self.record.drained_blocks = self.record.drained_blocks.saturating_add(blocks);
             }
