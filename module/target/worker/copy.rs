@@ -4,8 +4,8 @@
 //! runs, into one buffer, and from there one write to slots that lie next to each other.
 //!
 //! A copy made before T0 counts only if no write to its area was in flight when the read began and
-//! none was issued before it ended (design, section 8.1). A copy made after T0 cannot be torn: the
-//! guard holds the writers of a block that is not preserved yet.
+//! none was issued before it ended (design, section 8.1). A copy made after T0 cannot be torn until the
+//! next one: the guard holds the writers of a block that is not preserved yet.
 
 use super::Worker;
 use crate::device::{add, BlockMap};
@@ -394,7 +394,9 @@ impl Worker {
             return;
         }
         if !self.still_whole(number) {
-            add(&self.dev.totals.stale, len.into());
+            if purpose != Purpose::Guard {
+                add(&self.dev.totals.stale, len.into());
+            }
             self.give_up(number);
             return;
         }
@@ -419,13 +421,18 @@ impl Worker {
         job.state = State::Writing;
     }
 
-    /// Whether no write has begun since the read did; always so after T0.
+    /// Whether no write has begun since the read did.
     fn still_whole(&self, number: usize) -> bool {
         let Some(job) = self.jobs.jobs.get(number) else { return false };
-        if !matches!(job.purpose, Purpose::Stage { .. } | Purpose::StageClean) {
-            return true;
+        match job.purpose {
+            Purpose::Stage { .. } | Purpose::StageClean => {
+                job.stamp.is_some_and(|s| self.dev.tracker.unchanged(job.area, s))
+            }
+            // Another T0 has come, whose snapshot may have the block already: then its writers are
+            // not held any more. That snapshot's copy serves this one too.
+            Purpose::Guard => job.snapshot == self.dev.newest(),
+            _ => true,
         }
-        job.stamp.is_some_and(|s| self.dev.tracker.unchanged(job.area, s))
     }
 
     /// Enters the blocks into the slot table; `urgent` entries are written to the index at once.
