@@ -73,7 +73,7 @@ fn look_at(world: &World, loss: PowerLoss) -> Result<(), String> {
         look_at_losses(&after)?;
     }
     after.crash_one_in.set(0);
-    after.check()?;
+    after.check_images(2)?;
     if rng.u32(..4) == 0 {
         go_on(&after, &mut rng)?;
     }

@@ -278,8 +278,7 @@ impl History {
         view.table.submit(Op::Read, sector, sectors, Vec::new(), false, move |ended| {
             reads.set(reads.get() - 1);
             if ended.status == STS_OK {
-                let mut want = vec![0; ended.data.len()];
-                image.read(sector, &mut want);
+                let want = image.read(sector, sectors.into());
                 let wrong = (sector..)
                     .zip(ended.data.chunks(SECTOR).zip(want.chunks(SECTOR)))
                     .find(|(_, (found, want))| found != want);

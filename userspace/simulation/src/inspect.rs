@@ -48,9 +48,7 @@ pub(crate) fn format(region_blocks: u64, origin_sectors: u64, uuid: [u8; 16]) ->
 }
 
 fn bytes(blocks: &Blocks, first: u64, count: u64) -> Vec<u8> {
-    let mut out = vec![0; count as usize * BLOCK];
-    blocks.read(first * BLOCK_SECTORS, &mut out);
-    out
+    blocks.read(first * BLOCK_SECTORS, count * BLOCK_SECTORS)
 }
 
 impl<'a> Region<'a> {
@@ -67,10 +65,15 @@ impl<'a> Region<'a> {
         };
         let root_blocks = (ROOT_BYTES / BLOCK) as u64;
         let [a, b] = [Copy2::A, Copy2::B].map(|c| bytes(blocks, layout.root_block(c), root_blocks));
-        let picked = RootHeader::pick(&a, &b, &limits).map_err(|e| e.to_string())?;
-        let newer = if picked.copy == Copy2::A { &a } else { &b };
-        let records = vec![SnapshotRecord::ZERO; MAX_SNAPSHOTS];
-        let root = Root::decode(newer, records, &limits).map_err(|e| e.to_string())?;
+        let decode = |bytes: &[u8]| {
+            Root::decode(bytes, vec![SnapshotRecord::ZERO; MAX_SNAPSHOTS], &limits)
+        };
+        let root = match (decode(&a), decode(&b)) {
+            (Ok(a), Ok(b)) if b.header.seq > a.header.seq => b,
+            (Ok(a), _) => a,
+            (Err(_), Ok(b)) => b,
+            (Err(e), Err(_)) => return Err(e.to_string()),
+        };
         limits.next_snapshot = root.header.next_snapshot;
         let mut index = BTreeMap::new();
         for number in 0..layout.index_blocks {

@@ -194,7 +194,7 @@ pub(crate) fn submit(machine: &Machine, inner: Box<Inner>) {
         match outcome {
             Ok(data) => {
                 inner.carried_out = true;
-                inner.request.take_data(inner.offset, &data);
+                inner.request.take_data(inner.offset, data);
                 own_ended(inner, STS_OK);
             }
             Err(_) => own_ended(inner, STS_IOERR),

@@ -10,7 +10,7 @@ use kernel::prelude::*;
 /// given and are megabytes on a real machine, which costs more than all else when a device is opened
 /// thousands of times. Small ones only make collisions and losses likelier. What must be exact (slots,
 /// bitmaps) is shorter than this in a simulation.
-pub const LONGEST: usize = 4096;
+pub const LONGEST: usize = 2048;
 
 /// A vector of `len` zeroes.
 ///

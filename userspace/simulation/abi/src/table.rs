@@ -61,6 +61,7 @@ pub(crate) struct Request {
     pending: Cell<u32>,
     status: Cell<Status>,
     carried_out: Cell<bool>,
+    bytes: usize,
     data: RefCell<Vec<u8>>,
     done: Cell<Option<Done>>,
 }
@@ -70,10 +71,17 @@ impl Request {
         self.target.clone()
     }
 
-    pub(crate) fn take_data(&self, offset: usize, data: &[u8]) {
-        if !data.is_empty() {
-            self.data.borrow_mut()[offset..offset + data.len()].copy_from_slice(data);
+    pub(crate) fn take_data(&self, offset: usize, data: Vec<u8>) {
+        if data.is_empty() {
+            return;
         }
+        let mut all = self.data.borrow_mut();
+        if data.len() == self.bytes {
+            *all = data;
+            return;
+        }
+        all.resize(self.bytes, 0);
+        all[offset..offset + data.len()].copy_from_slice(&data);
     }
 
     pub(crate) fn piece_ended(&self, status: Status, carried_out: bool) {
@@ -173,7 +181,8 @@ impl<T: Target + 'static> Table<T> {
             pending: Cell::new(1),
             status: Cell::new(STS_OK),
             carried_out: Cell::new(true),
-            data: RefCell::new(if op == Op::Read { vec![0; bytes] } else { Vec::new() }),
+            bytes,
+            data: RefCell::default(),
             done: Cell::new(Some(Box::new(done))),
         });
         let data: Rc<[u8]> = data.into();

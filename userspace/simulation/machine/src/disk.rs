@@ -92,8 +92,8 @@ struct Flight {
     ended_before: u64,
     /// The sectors written so far, and when.
     half: Option<(Vec<bool>, u64)>,
-    /// A read takes its data at once, or when it ends, each sector as chance wants.
-    early: Vec<u8>,
+    /// A read takes its data when it ends, or each sector then or at once, as chance wants.
+    early: Option<Vec<u8>>,
     fails: bool,
 }
 
@@ -230,10 +230,9 @@ impl Disk {
             time += self.delay(rng);
         }
         events.push((time, DiskEvent::Ended(id)));
-        let mut early = Vec::new();
-        if inside && matches!(request.op, Op::Read) {
-            early = vec![0; request.sectors as usize * crate::blocks::SECTOR];
-            self.current.read(request.sector, &mut early);
+        let mut early = None;
+        if inside && matches!(request.op, Op::Read) && rng.bool() {
+            early = Some(self.current.read(request.sector, request.sectors));
         }
         let ended_before = self.ended;
         let flight = Flight { request, flush_first, ended_before, half: None, early, fails };
@@ -283,13 +282,13 @@ impl Disk {
         let mut outcome = if fails { Err(Failed) } else { Ok(Vec::new()) };
         match request.op {
             Op::Read if !fails => {
-                let mut data = early;
-                let mut late = vec![0; data.len()];
-                self.current.read(request.sector, &mut late);
-                let size = crate::blocks::SECTOR;
-                for (a, b) in data.chunks_exact_mut(size).zip(late.chunks_exact(size)) {
-                    if rng.bool() {
-                        a.copy_from_slice(b);
+                let mut data = self.current.read(request.sector, request.sectors);
+                if let Some(early) = early.filter(|early| *early != data) {
+                    let size = crate::blocks::SECTOR;
+                    for (a, b) in data.chunks_exact_mut(size).zip(early.chunks_exact(size)) {
+                        if rng.bool() {
+                            a.copy_from_slice(b);
+                        }
                     }
                 }
                 outcome = Ok(data);
