@@ -524,6 +524,18 @@ impl Device {
         self.newest.store(id, Ordering::Release);
     }
 
+    /// The record of a snapshot that is sealed; that of one being sealed is in the root before it is
+    /// durable.
+    pub(crate) fn sealed(&self, id: u32) -> Option<SnapshotRecord> {
+        let control = self.control.lock();
+        let unfinished = control.unfinished() == Some(id);
+        if unfinished {
+            None
+        } else {
+            self.root.lock().find(id).copied()
+        }
+    }
+
     /// Something happened that a human, or whoever acts for one, should look at.
     pub(crate) fn raise_event(&self) {
         if let Some(md) = self.events.lock().as_ref() {

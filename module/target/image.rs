@@ -156,7 +156,7 @@ impl dm::Target for Image {
         }
         let held = Held { device, id };
         let device = &held.device;
-        let scope = device.root.lock().find(id).map(|r| r.scope);
+        let scope = device.sealed(id).map(|r| r.scope);
         match scope {
             Some(Scope::Image) => {}
             Some(Scope::Delta) => {

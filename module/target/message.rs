@@ -40,7 +40,7 @@ impl Target {
                 if !device.control.lock().hold(id, Holder::Message) {
                     return Err(complain("it is being deleted, or too many are held", EBUSY));
                 }
-                if device.root.lock().find(id).is_none() {
+                if device.sealed(id).is_none() {
                     device.control.lock().release(id, Holder::Message);
                     return Err(complain("there is no such snapshot", ENOENT));
                 }
@@ -97,14 +97,11 @@ impl Device {
 
     /// Asks for the deletion of a snapshot.
     fn delete(&self, id: u32) -> Result<(), (&'static str, Error)> {
-        {
-            let root = self.root.lock();
-            if root.find(id).is_none() {
-                return Err(("there is no such snapshot", ENOENT));
-            }
-            if root.oldest().is_some_and(|r| r.id != id) {
-                return Err(("only the oldest snapshot can be deleted", EINVAL));
-            }
+        if self.sealed(id).is_none() {
+            return Err(("there is no such snapshot", ENOENT));
+        }
+        if self.root.lock().oldest().is_some_and(|r| r.id != id) {
+            return Err(("only the oldest snapshot can be deleted", EINVAL));
         }
         let mut control = self.control.lock();
         if control.held(id) {
@@ -146,9 +143,11 @@ impl Device {
     }
 
     fn write_list(&self, out: &mut Text<'_>) -> core::fmt::Result {
+        let control = self.control.lock();
+        let unfinished = control.unfinished();
         let root = self.root.lock();
-        for (i, r) in root.iter().enumerate() {
-            if i > 0 {
+        for r in root.iter().filter(|r| unfinished != Some(r.id)) {
+            if !out.is_empty() {
                 writeln!(out)?;
             }
             write!(
@@ -176,14 +175,15 @@ impl Device {
             let slots = self.slots.lock();
             (slots.used(), slots.total())
         };
-        let (count, newest) = match self.root.try_lock() {
-            Some(root) => (root.len(), root.newest().map_or(0, |r| r.id)),
-            None => (0, 0),
-        };
+        let active = self.control.try_lock().and_then(|c| c.active.map(|a| (a.0.id, a.1)));
+        let (count, newest) = self.root.try_lock().map_or((0, 0), |root| {
+            let sealed = root.iter().filter(|r| active.is_none_or(|(id, _)| id != r.id));
+            sealed.fold((0u32, 0), |(n, _), r| (n.saturating_add(1), r.id))
+        });
         let op = self.op.load(Ordering::Relaxed);
         let dirty = self.generations.dirty().count();
         write!(out, "{used}/{total} {op} {dirty} {count} {newest} ")?;
-        match self.control.try_lock().and_then(|c| c.active.map(|a| (a.0.id, a.1))) {
+        match active {
             Some((id, phase)) => write!(out, "{id}:{} ", phase.as_str())?,
             None => write!(out, "- ")?,
         }
