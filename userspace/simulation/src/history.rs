@@ -163,7 +163,14 @@ impl History {
             let _ = world.message(&format!("release {id}"));
             return;
         }
+        world.ask();
         let newest = world.told.borrow().sealed.last().copied();
+        if self.one_in(3) {
+            // One that is not sealed, perhaps: that is refused.
+            let next = newest.unwrap_or(0) + 1;
+            let refused = world.message(&format!("delete {next}")).is_err();
+            assert!(refused, "snapshot {next} is not sealed, and is deleted");
+        }
         if let Some(id) = newest.filter(|id| world.message(&format!("hold {id}")).is_ok()) {
             self.held.borrow_mut().push(id);
         }

@@ -181,11 +181,10 @@ impl World {
             let id: u32 = words[0].parse().expect("a number");
             let state = self.message(&format!("state {id}")).expect("state");
             let sealed = state.split(' ').nth(1) == Some("sealed");
-            if words[1] == "sealed" && sealed {
-                told.sealed.insert(id);
-                if words[2] == "image" {
-                    told.images.insert(id);
-                }
+            assert!(sealed && words[1] == "sealed", "listed as {line}, and the state is {state}");
+            told.sealed.insert(id);
+            if words[2] == "image" {
+                told.images.insert(id);
             }
         }
         self.oracle.borrow_mut().sealed.extend(&told.sealed);
