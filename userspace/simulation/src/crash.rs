@@ -3,6 +3,7 @@
 //! Power losses: taken at any step, looked at as soon as nothing else is under way.
 
 use crate::inspect::Region;
+use crate::run::reached;
 use crate::world::{Remains, World, ORIGIN, REGION};
 use presnap_machine::note;
 use std::cell::Cell;
@@ -53,6 +54,9 @@ pub(crate) fn look_at_losses(world: &World) -> Result<(), String> {
     loop {
         let Some(loss) = world.losses.borrow_mut().pop() else { return Ok(()) };
         POINTS.set(POINTS.get() + 1);
+        if world.depth > 0 {
+            reached("power losses after a power loss", 1);
+        }
         let seed = loss.seed;
         look_at(world, loss).map_err(|e| format!("after power loss {seed:x}: {e}"))?;
     }
@@ -93,8 +97,7 @@ fn go_on(after: &Rc<World>, rng: &mut fastrand::Rng) -> Result<(), String> {
     if rng.bool() {
         after.close()?;
         let seed = rng.u64(..);
-        let opened =
-            World::open(&after.remains(), after.config.clone(), seed, after.depth + 1, 0)?;
+        let opened = World::open(&after.remains(), after.config.clone(), seed, after.depth + 1, 0)?;
         opened.check()?;
         opened.end();
     }

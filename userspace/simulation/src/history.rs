@@ -4,6 +4,7 @@
 
 use crate::config::{Config, Trouble};
 use crate::image::Image;
+use crate::run::reached;
 use crate::world::{World, REGION};
 use fastrand::Rng;
 use presnap_abi::bio::{Op, Status, STS_NOSPC, STS_OK};
@@ -154,6 +155,7 @@ impl History {
         let Some(id) = oldest else { return };
         if world.message(&format!("delete {id}")).is_ok() {
             world.oracle.borrow_mut().deleting.insert(id);
+            reached("snapshots deleted", 1);
         }
     }
 
@@ -285,6 +287,7 @@ impl History {
         view.table.submit(Op::Read, sector, sectors, Vec::new(), false, move |ended| {
             reads.set(reads.get() - 1);
             if ended.status == STS_OK {
+                reached("sectors read from views", sectors.into());
                 let want = image.read(sector, sectors.into());
                 let wrong = (sector..)
                     .zip(ended.data.chunks(SECTOR).zip(want.chunks(SECTOR)))
@@ -342,9 +345,11 @@ impl History {
 
 /// A request must end well, unless there is a reason for it.
 fn check_end(op: Op, ended: &Ended, origin_fails: bool, may_lack_room: bool) {
-    let excused = |status: Status| {
-        origin_fails || (status == STS_NOSPC && may_lack_room && op != Op::Read)
-    };
+    let excused =
+        |status: Status| origin_fails || (status == STS_NOSPC && may_lack_room && op != Op::Read);
+    if ended.status == STS_NOSPC {
+        reached("writes failed for want of room", 1);
+    }
     if ended.status == STS_OK {
         assert!(ended.carried_out, "{op:?} ended well, and nobody has done it");
     } else {

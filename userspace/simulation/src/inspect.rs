@@ -65,9 +65,8 @@ impl<'a> Region<'a> {
         };
         let root_blocks = (ROOT_BYTES / BLOCK) as u64;
         let [a, b] = [Copy2::A, Copy2::B].map(|c| bytes(blocks, layout.root_block(c), root_blocks));
-        let decode = |bytes: &[u8]| {
-            Root::decode(bytes, vec![SnapshotRecord::ZERO; MAX_SNAPSHOTS], &limits)
-        };
+        let decode =
+            |bytes: &[u8]| Root::decode(bytes, vec![SnapshotRecord::ZERO; MAX_SNAPSHOTS], &limits);
         let root = match (decode(&a), decode(&b)) {
             (Ok(a), Ok(b)) if b.header.seq > a.header.seq => b,
             (Ok(a), _) => a,
@@ -102,7 +101,8 @@ impl<'a> Region<'a> {
         let (mut chunks, mut pages) = (Vec::new(), Vec::new());
         let mut next = Some(record.manifest_head_slot).filter(|_| record.manifest_pages > 0);
         while let Some(slot) = next {
-            let page = reader.page(&self.slot(slot)[..]).map_err(|e| format!("slot {slot}: {e}"))?;
+            let page =
+                reader.page(&self.slot(slot)[..]).map_err(|e| format!("slot {slot}: {e}"))?;
             chunks.extend(page.chunks());
             pages.push(slot);
             next = page.next_page_slot;

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The target's real code (`module/target`) on a simulated machine.
+//! The target's real code (`module/target`) on a simulated machine that loses power at every step.
+//!
+//! Concurrency has the grain of the stand-ins: the worker can be interrupted wherever it takes a lock,
+//! reads the clock, or starts or asks for a transfer, and nowhere else. `docs/simulation.md` says what is
+//! simulated, what is checked, and what is not.
 
 #![deny(unsafe_code)]
 

@@ -123,7 +123,9 @@ impl Oracle {
                 e.kind == SlotKind::Manifest && e.snapshot == record.id && e.block == number
             });
             if !right {
-                return Err(format!("manifest page {number} in slot {slot}: the index says {entry:?}"));
+                return Err(format!(
+                    "manifest page {number} in slot {slot}: the index says {entry:?}"
+                ));
             }
         }
         let mut delta = vec![false; taken.image.len() as usize];
@@ -176,7 +178,8 @@ impl Oracle {
     pub(crate) fn check_closed(&self, region: &Region<'_>) -> Result<(), String> {
         // Beyond a delta, entries count only if an image needs them. Entries of snapshots that the
         // root does not have mean nothing.
-        let oldest = region.root.iter().find(|r| r.scope == Scope::Image).map_or(u32::MAX, |r| r.id);
+        let oldest =
+            region.root.iter().find(|r| r.scope == Scope::Image).map_or(u32::MAX, |r| r.id);
         for (slot, entry) in &region.index {
             let counts = entry.snapshot >= oldest && region.root.find(entry.snapshot).is_some();
             if entry.kind != SlotKind::Data || !counts {
@@ -201,12 +204,7 @@ impl Oracle {
     }
 }
 
-fn check_chunk(
-    region: &Region<'_>,
-    id: u32,
-    chunk: &Chunk,
-    image: &Blocks,
-) -> Result<(), String> {
+fn check_chunk(region: &Region<'_>, id: u32, chunk: &Chunk, image: &Blocks) -> Result<(), String> {
     let mut checksum = None;
     for i in 0..chunk.length_blocks {
         let block = chunk.start_block + u64::from(i);
@@ -218,8 +216,8 @@ fn check_chunk(
         }
         let slot = chunk.slot + i;
         let entry = region.index.get(&slot).copied();
-        let right = entry
-            .is_some_and(|e| e.kind == SlotKind::Data && e.snapshot == id && e.block == block);
+        let right =
+            entry.is_some_and(|e| e.kind == SlotKind::Data && e.snapshot == id && e.block == block);
         if !right {
             return Err(format!("block {block} in slot {slot}: the index says {entry:?}"));
         }

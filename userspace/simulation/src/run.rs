@@ -7,6 +7,8 @@ use crate::crash::{self, PowerLoss};
 use crate::world::World;
 use fastrand::Rng;
 use presnap_machine::log;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
 
@@ -15,6 +17,8 @@ use std::rc::Rc;
 pub struct Outcome {
     /// Power losses looked at.
     pub points: u64,
+    /// How much of what was done.
+    pub reached: BTreeMap<&'static str, u64>,
     /// What was wrong.
     pub failure: Option<String>,
     /// What was done last, if that was asked for.
@@ -37,7 +41,17 @@ pub fn run(seed: u64, verbose: bool) -> Outcome {
                 .unwrap_or_else(|| "panic".to_owned()),
         ),
     };
-    Outcome { points: crash::points() - before, failure, log: log::take() }
+    let points = crash::points() - before;
+    Outcome { points, reached: REACHED.take(), failure, log: log::take() }
+}
+
+thread_local! {
+    static REACHED: RefCell<BTreeMap<&'static str, u64>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Something was done so often.
+pub(crate) fn reached(what: &'static str, times: u64) {
+    REACHED.with_borrow_mut(|all| *all.entry(what).or_default() += times);
 }
 
 fn lives(seed: u64) -> Result<(), String> {
@@ -61,6 +75,7 @@ fn lives(seed: u64) -> Result<(), String> {
         remains = match loss {
             Some(loss) => loss.into_remains(),
             None => {
+                reached("orderly closes", 1);
                 world.close().map_err(|e| format!("life {life}, closed: {e}"))?;
                 world.remains()
             }

@@ -9,6 +9,7 @@ use crate::history::History;
 use crate::inspect::Region;
 use crate::oracle::{Oracle, Told};
 use crate::presnap::Target;
+use crate::run::reached;
 use fastrand::Rng;
 use kernel::sync::Arc;
 use presnap_abi::bio::{Op, STS_OK};
@@ -109,6 +110,7 @@ impl World {
             config,
         });
         machine.set_user(Some(world.clone()));
+        crate::registry::init();
         world.load()?;
         world.recovered()?;
         Ok(world)
@@ -330,7 +332,8 @@ impl World {
     fn whence(&self, block: u64, content: &[u8]) -> String {
         let origin = self.machine.disk(ORIGIN, |disk| disk.current().block(block)[..] == *content);
         let oracle = self.oracle.borrow();
-        let same = |(_, t): &(&u32, &Rc<crate::oracle::Taken>)| t.image.block(block)[..] == *content;
+        let same =
+            |(_, t): &(&u32, &Rc<crate::oracle::Taken>)| t.image.block(block)[..] == *content;
         let images: Vec<u32> = oracle.taken.iter().filter(same).map(|(id, _)| *id).collect();
         let region = self.machine.disk(REGION, |disk| disk.current().clone());
         let entries: Vec<String> = Region::read(&region).map_or_else(
@@ -354,6 +357,7 @@ impl World {
         }
         // The worker ends with it. Power may fail then, too.
         drop(table);
+        self.count();
         *self.device.borrow_mut() = None;
         crate::crash::look_at_losses(self)?;
         let region = self.machine.disk(REGION, |disk| disk.current().clone());
@@ -382,10 +386,35 @@ impl World {
     /// Lets go of everything.
     pub(crate) fn end(&self) {
         let _entered = self.machine.enter();
+        self.count();
         self.history.drop_views();
         self.machine.set_user(None);
         self.table.take();
         self.device.take();
+    }
+
+    /// Notes how much was done.
+    fn count(&self) {
+        let Some(device) = self.device.borrow().clone() else { return };
+        let t = &device.totals;
+        let totals = [
+            ("snapshots sealed", &t.snapshots),
+            ("snapshots dropped, images lost", &t.snapshots_dropped),
+            ("blocks staged", &t.precopied_blocks),
+            ("blocks staged in vain", &t.stale),
+            ("blocks staged and valid", &t.staged_valid_blocks),
+            ("blocks copied in the freeze", &t.final_copy_blocks),
+            ("blocks drained", &t.drained_blocks),
+            ("blocks guarded", &t.guarded_blocks),
+            ("writes held by the guard", &t.guard_stalls),
+            ("writes mirrored", &t.mirrored_writes),
+            ("I/O errors", &t.io_errors),
+        ];
+        for (what, total) in totals {
+            reached(what, total.load(core::sync::atomic::Ordering::Relaxed));
+        }
+        reached("regions full", u64::from(device.health() == Health::Overflow));
+        reached("regions failed", u64::from(device.health() == Health::Invalid));
     }
 
     /// Faults begin, or end.

@@ -4,6 +4,7 @@
 //!
 //! `PRESNAP_CRASH_POINTS` says how many, `PRESNAP_SEED` runs a single seed and shows what it did.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::io::Write;
 use std::time::Instant;
@@ -37,9 +38,13 @@ fn every_crash_point() {
     let begun = Instant::now();
     let (mut points, mut failed) = (0, 0);
     let mut seed = number("PRESNAP_FIRST_SEED").unwrap_or(0);
+    let mut reached = BTreeMap::<&str, u64>::new();
     while points < wanted {
         let outcome = presnap_simulation::run(seed, false);
         points += outcome.points;
+        for (what, times) in outcome.reached {
+            *reached.entry(what).or_default() += times;
+        }
         if let Some(why) = outcome.failure {
             failed += 1;
             say(&format!("after {points} crash points, seed {seed}: {why}"));
@@ -52,5 +57,10 @@ fn every_crash_point() {
     }
     let took = begun.elapsed();
     assert_eq!(failed, 0);
+    for (what, times) in &reached {
+        say(&format!("{times:>12} {what}"));
+        // A history that never comes there tests nothing of it.
+        assert!(*times > 0 || wanted < POINTS, "no {what}");
+    }
     say(&format!("{points} crash points, {seed} seeds, {:.1} s", took.as_secs_f64()));
 }

@@ -211,10 +211,10 @@ fn own_ended(inner: Box<Inner>, status: Status) {
             return;
         }
     }
-    ended(inner, status);
+    ended(&inner, status);
 }
 
-fn ended(inner: Box<Inner>, status: Status) {
+fn ended(inner: &Inner, status: Status) {
     let mirror = inner.mirror.as_ref().and_then(|mirror| mirror.status.get());
     let machine = Machine::current();
     let target = inner.request.target();
@@ -288,7 +288,7 @@ impl MirrorPool {
             let status = if outcome.is_ok() { STS_OK } else { STS_IOERR };
             mirror.status.set(Some(status));
             if let Some((first, status)) = mirror.waiting.take() {
-                ended(first, status);
+                ended(&first, status);
             }
         });
         note!("mirror {sector} +{}", inner.sectors);

@@ -90,7 +90,7 @@ impl Transfer {
             arrived: RefCell::default(),
         };
         let new = Self { buf: Vec::new(), len: bytes, progress: Rc::new(progress), started: false };
-        KBox::new(new, GFP_KERNEL)
+        Ok(KBox::new(new, GFP_KERNEL)?)
     }
 
     fn filled(&mut self) -> &mut [u8] {
@@ -236,12 +236,7 @@ impl Transfer {
                 None => Op::Read,
                 Some(_) => Op::Write(Content::new(piece.sector, &self.buf[offset..end])),
             };
-            note!(
-                "{} {} +{} {write:?}",
-                dev.number(),
-                piece.sector,
-                piece.bytes / SECTOR
-            );
+            note!("{} {} +{} {write:?}", dev.number(), piece.sector, piece.bytes / SECTOR);
             let progress = self.progress.clone();
             let request = Request {
                 op,

@@ -2,7 +2,8 @@
 
 //! Boxes and vectors whose allocations may fail; here they do not.
 
-use crate::error::Result;
+use crate::error::code::ENOMEM;
+use crate::error::{Error, Result};
 use crate::init::PinInit;
 use core::ops::{Deref, DerefMut};
 use core::pin::Pin;
@@ -14,6 +15,16 @@ pub struct Flags;
 /// The allocation may wait.
 pub const GFP_KERNEL: Flags = Flags;
 
+/// An allocation failed.
+#[derive(Clone, Copy, Debug)]
+pub struct AllocError;
+
+impl From<AllocError> for Error {
+    fn from(_: AllocError) -> Self {
+        ENOMEM
+    }
+}
+
 /// An owned value on the heap.
 pub struct KBox<T: ?Sized>(Box<T>);
 
@@ -23,7 +34,7 @@ impl<T> KBox<T> {
     /// # Errors
     ///
     /// None.
-    pub fn new(value: T, _flags: Flags) -> Result<Self> {
+    pub fn new(value: T, _flags: Flags) -> Result<Self, AllocError> {
         Ok(Self(Box::new(value)))
     }
 

@@ -41,9 +41,7 @@ impl Content {
         let per_block = BLOCK_SECTORS as usize;
         match self {
             Self::Zero => &ZERO,
-            Self::Blocks(blocks) => {
-                &blocks[i / per_block][i % per_block * SECTOR..][..SECTOR]
-            }
+            Self::Blocks(blocks) => &blocks[i / per_block][i % per_block * SECTOR..][..SECTOR],
             Self::Bytes(bytes) => &bytes[i * SECTOR..][..SECTOR],
         }
     }
@@ -62,7 +60,8 @@ pub struct Blocks(Vec<Rc<Block>>);
 impl Blocks {
     /// So many blocks of zeroes.
     pub fn zeroed(blocks: u64) -> Self {
-        Self(vec![Rc::new([0; BLOCK]); blocks as usize])
+        let zero = Rc::new([0; BLOCK]);
+        Self((0..blocks).map(|_| zero.clone()).collect())
     }
 
     /// Number of blocks.

@@ -316,9 +316,8 @@ impl Disk {
                         return (request.done, outcome);
                     }
                 }
-                self.current.apply(sector, sectors, &content, |i| {
-                    rest.as_ref().is_none_or(|mask| mask[i])
-                });
+                self.current
+                    .apply(sector, sectors, &content, |i| rest.as_ref().is_none_or(|mask| mask[i]));
                 parts.push((seq, rest));
                 for (seq, mask) in parts {
                     let part =
