@@ -41,6 +41,8 @@ pub enum Knob {
     TriggerDirtyBlocks,
     /// Least time between two triggered snapshots.
     MinDistanceMs,
+    /// How long an extent keeps its durable intent without a write, about.
+    IntentCleanMs,
 }
 
 /// How a knob is written.
@@ -91,7 +93,7 @@ const fn words(
 pub const PREDICTORS: [&str; 5] = ["off", "age", "ewma", "stream", "model"];
 
 /// Number of knobs.
-pub const KNOB_COUNT: usize = 16;
+pub const KNOB_COUNT: usize = 17;
 
 const DAY_MS: u64 = 86_400_000;
 
@@ -117,6 +119,7 @@ pub const KNOBS: [Spec; KNOB_COUNT] = [
     number(c"trigger_ops", 0, u64::MAX - 1, 0),
     number(c"trigger_dirty_blocks", 0, u64::MAX - 1, 0),
     number(c"min_distance_ms", 0, DAY_MS, 1_000),
+    number(c"intent_clean_ms", 10, DAY_MS, 60_000),
 ];
 
 impl Spec {

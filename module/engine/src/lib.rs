@@ -19,6 +19,7 @@ pub mod fixed;
 pub mod freeze;
 pub mod geometry;
 pub mod inflight;
+pub mod intent;
 pub mod knob;
 pub mod manifest;
 pub mod message;

@@ -11,7 +11,7 @@ use core::fmt;
 use crate::crc32c::{crc32c, with_hole};
 use crate::geometry::BLOCK_BYTES;
 use crate::region::bytes::{put_u32, Reader, Writer};
-use crate::region::{Fault, FormatError, Limits, Part, SnapshotRecord, NO_SLOT};
+use crate::region::{Fault, FormatError, Layout, Limits, Part, SnapshotRecord, NO_SLOT};
 
 /// Bytes of a page: one block.
 pub const PAGE_BYTES: usize = BLOCK_BYTES as usize;
@@ -79,7 +79,10 @@ impl Chunk {
         }
         match this.flags {
             0 => {
-                if this.slot.checked_add(this.length_blocks).is_none_or(|end| end > limits.slots) {
+                let end = this.slot.checked_add(this.length_blocks);
+                if end.is_none_or(|end| end > limits.slots)
+                    || !Layout::contiguous(this.slot, this.length_blocks)
+                {
                     return Err(Fault::Slot);
                 }
             }

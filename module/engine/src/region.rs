@@ -9,18 +9,21 @@
 //! |---|---|
 //! | 0, 15 | superblock, two equal copies |
 //! | 16..24, 24..32 | root (snapshot table), two copies, written in turn |
-//! | 32 + 2i, 33 + 2i | index block i, two copies, written in turn |
-//! | [`Layout::data_start`].. | slots, one block each |
+//! | 32..40, 40..48 | intent map, two copies, written in turn |
+//! | 48..112 | intent log, a ring |
+//! | 128.. | segments of 4096 blocks: 16 index blocks in two copies each, written in turn, and 4064 slots |
 
 use core::fmt;
 
 pub(crate) mod bytes;
 pub mod index;
+pub mod intent;
 pub mod layout;
 pub mod root;
 pub mod superblock;
 
 pub use index::{IndexBlock, IndexEntry, IndexPick, SlotKind};
+pub use intent::{Extents, IntentMap};
 pub use layout::{Layout, LayoutError};
 pub use root::{Root, RootHeader, Scope, SnapshotRecord, SnapshotState};
 pub use superblock::Superblock;
@@ -43,6 +46,10 @@ pub enum Part {
     Index,
     /// A manifest page.
     Manifest,
+    /// A copy of the intent map.
+    IntentMap,
+    /// A record of the intent log.
+    IntentLog,
 }
 
 impl Part {
@@ -54,6 +61,8 @@ impl Part {
             Self::Snapshot => "snapshot record",
             Self::Index => "index block",
             Self::Manifest => "manifest page",
+            Self::IntentMap => "intent map",
+            Self::IntentLog => "intent log record",
         }
     }
 }

@@ -21,12 +21,13 @@ const GROUPS_TRIED: usize = 8;
 /// End of a list or chain.
 const NONE: u32 = u32::MAX;
 
-/// The state of a slot. The first three are those of [`SlotKind`].
+/// The state of a slot. All but the last are those of [`SlotKind`].
 const FREE: u8 = SlotKind::Free as u8;
 const DATA: u8 = SlotKind::Data as u8;
 const MANIFEST: u8 = SlotKind::Manifest as u8;
+const DIRTY: u8 = SlotKind::Dirty as u8;
 /// Handed out by `alloc_run`, not filled yet.
-const RESERVED: u8 = 3;
+const RESERVED: u8 = 4;
 
 /// What the table keeps of a slot: 20 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +55,7 @@ impl SlotEntry {
         let kind = match self.state {
             DATA => SlotKind::Data,
             MANIFEST => SlotKind::Manifest,
+            DIRTY => SlotKind::Dirty,
             _ => return None,
         };
         Some(IndexEntry { block: self.block(), kind, snapshot: self.snapshot, crc: self.crc })

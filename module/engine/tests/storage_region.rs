@@ -8,6 +8,7 @@ use presnap_engine::manifest::{
     chain_crc, pages_for, Chunk, ManifestReader, PageBuilder, CHUNK_DISCARDED, CHUNK_ZERO,
     PAGE_BYTES, PAGE_CHUNKS,
 };
+use presnap_engine::region::index::DIRTY_PAGE_BLOCKS;
 use presnap_engine::region::root::{MAX_SNAPSHOTS, ROOT_BYTES};
 use presnap_engine::region::superblock::SUPERBLOCK_BYTES;
 use presnap_engine::region::{
@@ -22,7 +23,7 @@ const LIMITS: Limits =
 
 fn superblock() -> impl Strategy<Value = Superblock> {
     let ids = (any::<[u8; 16]>(), any::<[u8; 16]>());
-    (ids, 1u64..1 << 51, 1072u64..=1 << 32, any::<u64>()).prop_map(
+    (ids, 1u64..1 << 51, 1184u64..=1 << 32, any::<u64>()).prop_map(
         |((region_uuid, origin_id), origin_sectors, region_blocks, created_realtime_s)| {
             let slots = Layout::for_region(region_blocks).unwrap().slots;
             Superblock {
@@ -81,23 +82,27 @@ type Table = Root<Vec<SnapshotRecord>>;
 
 fn root() -> impl Strategy<Value = Table> {
     let records = vec((1u32..1000, snapshot()), 0..=MAX_SNAPSHOTS);
-    (records, 1u64..1 << 63, 0u32..4).prop_map(|(records, seq, flags)| {
-        let header = RootHeader {
-            seq,
-            region_uuid: LIMITS.region_uuid,
-            next_op: u64::MAX,
-            next_snapshot: u32::MAX,
-            flags,
-        };
-        let mut root = Root::new(vec![SnapshotRecord::ZERO; MAX_SNAPSHOTS], header);
-        let mut id = 0;
-        for (step, record) in records {
-            let base_id = id;
-            id += step;
-            root.insert(SnapshotRecord { id, base_id, ..record }).unwrap();
-        }
-        root
-    })
+    (records, 1u64..1 << 63, 0u32..8, 0u32..9, 1u64..99).prop_map(
+        |(records, seq, flags, base_id, op_first)| {
+            let header = RootHeader {
+                seq,
+                region_uuid: LIMITS.region_uuid,
+                next_op: u64::MAX,
+                next_snapshot: u32::MAX,
+                flags,
+                base_id,
+                op_first,
+            };
+            let mut root = Root::new(vec![SnapshotRecord::ZERO; MAX_SNAPSHOTS], header);
+            let mut id = 0;
+            for (step, record) in records {
+                let base_id = id;
+                id += step;
+                root.insert(SnapshotRecord { id, base_id, ..record }).unwrap();
+            }
+            root
+        },
+    )
 }
 
 fn encode_root(root: &Table) -> Vec<u8> {
@@ -111,7 +116,7 @@ fn decode_root(bytes: &[u8]) -> Table {
 }
 
 fn entry() -> impl Strategy<Value = IndexEntry> {
-    (any::<u64>(), 0u8..3, 1..=LIMITS.next_snapshot + 1, any::<u32>()).prop_map(
+    (any::<u64>(), 0u8..4, 1..=LIMITS.next_snapshot + 1, any::<u32>()).prop_map(
         |(block, kind, snapshot, crc)| match SlotKind::from_wire(kind).unwrap() {
             SlotKind::Free => IndexEntry::FREE,
             kind @ SlotKind::Data => {
@@ -119,6 +124,10 @@ fn entry() -> impl Strategy<Value = IndexEntry> {
             }
             kind @ SlotKind::Manifest => {
                 IndexEntry { block: block % u64::from(LIMITS.slots), kind, snapshot, crc }
+            }
+            kind @ SlotKind::Dirty => {
+                let pages = LIMITS.origin_blocks.div_ceil(DIRTY_PAGE_BLOCKS);
+                IndexEntry { block: block % pages, kind, snapshot, crc }
             }
         },
     )

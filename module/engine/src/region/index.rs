@@ -14,6 +14,9 @@ pub const INDEX_BYTES: usize = BLOCK_BYTES as usize;
 /// The magic number, "PSIX".
 pub const INDEX_MAGIC: u32 = u32::from_le_bytes(*b"PSIX");
 
+/// Blocks that a page of the dirty map describes: 128 MiB of the origin.
+pub const DIRTY_PAGE_BLOCKS: u64 = BLOCK_BYTES as u64 * 8;
+
 const HEADER_BYTES: usize = 32;
 const ENTRY_BYTES: usize = 16;
 /// Offset of the checksum.
@@ -30,6 +33,9 @@ pub enum SlotKind {
     Data = 1,
     /// A manifest page; the block number of the entry is the page number.
     Manifest = 2,
+    /// A page of the dirty map, a bit a block; the block number of the entry is the page number, its snapshot the
+    /// coming one, whose delta the blocks belong to.
+    Dirty = 3,
 }
 
 impl SlotKind {
@@ -39,6 +45,7 @@ impl SlotKind {
             0 => Some(Self::Free),
             1 => Some(Self::Data),
             2 => Some(Self::Manifest),
+            3 => Some(Self::Dirty),
             _ => None,
         }
     }
@@ -83,6 +90,7 @@ impl IndexEntry {
             SlotKind::Free => return Err(Fault::Reserved),
             SlotKind::Data => limits.origin_blocks,
             SlotKind::Manifest => u64::from(limits.slots),
+            SlotKind::Dirty => limits.origin_blocks.div_ceil(DIRTY_PAGE_BLOCKS),
         };
         if block >= blocks {
             return Err(Fault::Block);

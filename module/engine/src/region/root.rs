@@ -18,7 +18,7 @@ pub const MAX_SNAPSHOTS: usize = 120;
 /// The first bytes of a root.
 pub const ROOT_MAGIC: [u8; 8] = *b"PRESROOT";
 /// Version of the root.
-pub const ROOT_VERSION: u32 = 1;
+pub const ROOT_VERSION: u32 = 2;
 /// Bytes of a snapshot record.
 pub const SNAPSHOT_BYTES: usize = 256;
 
@@ -30,6 +30,9 @@ const CRC_AT: usize = 12;
 pub const ROOT_CLEAN: u32 = 1;
 /// Root flag: the changes since the last snapshot are not known, the next replication must be full.
 pub const ROOT_FULL_NEEDED: u32 = 2;
+/// Root flag: there was a crash since the last snapshot, so more may pass for changed than was.
+pub const ROOT_AFTER_CRASH: u32 = 4;
+const ROOT_FLAGS: u32 = ROOT_CLEAN | ROOT_FULL_NEEDED | ROOT_AFTER_CRASH;
 
 /// Snapshot flag: the delta may contain blocks that were not written.
 pub const SNAPSHOT_SUPERSET: u8 = 1;
@@ -335,14 +338,26 @@ pub struct RootHeader {
     pub next_op: u64,
     /// Number of the next snapshot.
     pub next_snapshot: u32,
-    /// [`ROOT_CLEAN`] | [`ROOT_FULL_NEEDED`].
+    /// [`ROOT_CLEAN`] | [`ROOT_FULL_NEEDED`] | [`ROOT_AFTER_CRASH`].
     pub flags: u32,
+    /// The last snapshot that was sealed, deleted since or not: what has changed is counted from its T0. 0 if none.
+    pub base_id: u32,
+    /// First operation of the current generation.
+    pub op_first: u64,
 }
 
 impl RootHeader {
     /// The header of a fresh region.
     pub const fn fresh(region_uuid: [u8; 16]) -> Self {
-        Self { seq: 1, region_uuid, next_op: 1, next_snapshot: 1, flags: ROOT_CLEAN }
+        Self {
+            seq: 1,
+            region_uuid,
+            next_op: 1,
+            next_snapshot: 1,
+            flags: ROOT_CLEAN,
+            base_id: 0,
+            op_first: 1,
+        }
     }
 
     /// Decodes and checks an encoded root: the header and, on the way, all records.
@@ -376,28 +391,35 @@ fn check(
     if version != ROOT_VERSION {
         return Err(fail(Fault::Version));
     }
-    let header = RootHeader {
+    let mut header = RootHeader {
         seq: r.u64(),
         region_uuid: r.array(),
         next_op: r.u64(),
         next_snapshot: r.u32(),
         flags: r.u32(),
+        base_id: 0,
+        op_first: 0,
     };
     let count = usize::try_from(r.u32()).unwrap_or(usize::MAX);
+    header.base_id = r.u32();
+    header.op_first = r.u64();
     if !r.rest_is_zero() {
         return Err(fail(Fault::Reserved));
     }
     if header.region_uuid != limits.region_uuid {
         return Err(fail(Fault::Foreign));
     }
-    if header.flags & !(ROOT_CLEAN | ROOT_FULL_NEEDED) != 0 {
+    if header.flags & !ROOT_FLAGS != 0 {
         return Err(fail(Fault::Flags));
     }
-    if header.next_op == 0 {
+    if header.next_op == 0 || header.op_first == 0 || header.op_first > header.next_op {
         return Err(fail(Fault::OpRange));
     }
     if header.next_snapshot == 0 {
         return Err(fail(Fault::SnapshotId));
+    }
+    if header.base_id >= header.next_snapshot {
+        return Err(fail(Fault::BaseId));
     }
     if count > MAX_SNAPSHOTS {
         return Err(fail(Fault::Count));
@@ -480,7 +502,8 @@ impl<R: DerefMut<Target = [SnapshotRecord]>> Root<R> {
         w.u32(h.next_snapshot);
         w.u32(h.flags);
         w.u32(self.count as u32);
-        w.u32(0);
+        w.u32(h.base_id);
+        w.u64(h.op_first);
         w.zero_rest();
         let places = out.get_mut(HEADER_BYTES..).unwrap_or_default();
         for (place, record) in places.chunks_exact_mut(SNAPSHOT_BYTES).zip(self.iter()) {
@@ -656,11 +679,14 @@ mod tests {
         refused(|r| r.manifest_pages = 0, Fault::Slot);
         refused(|r| r.manifest_pages = 1001, Fault::Slot);
         for (at, value, part, fault) in [
-            (8, 2, Part::Root, Fault::Version),
-            (52, 4, Part::Root, Fault::Flags),
+            (8, 1, Part::Root, Fault::Version),
+            (52, 8, Part::Root, Fault::Flags),
+            (60, 4, Part::Root, Fault::BaseId),
+            (64, 0, Part::Root, Fault::OpRange),
+            (71, 1, Part::Root, Fault::OpRange),
             (56, 121, Part::Root, Fault::Count),
             (56, 2, Part::Root, Fault::Reserved),
-            (60, 1, Part::Root, Fault::Reserved),
+            (72, 1, Part::Root, Fault::Reserved),
             (2047, 1, Part::Root, Fault::Reserved),
             (2048 + 8, 4, Part::Snapshot, Fault::State),
             (2048 + 8, 0, Part::Snapshot, Fault::State),

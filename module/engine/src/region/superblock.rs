@@ -12,7 +12,7 @@ pub const SUPERBLOCK_BYTES: usize = BLOCK_BYTES as usize;
 /// The first bytes of a region.
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"PRESNAPR";
 /// Version of the whole region format.
-pub const REGION_VERSION: u32 = 1;
+pub const REGION_VERSION: u32 = 2;
 /// Offset of the checksum.
 const CRC_AT: usize = 12;
 
