@@ -17,7 +17,7 @@ use presnap_abi::thread::Wake;
 use presnap_engine::bitmap::{leaf_words, summary_words, Bitmap};
 use presnap_engine::freeze::{DropReason, FreezeBudget, Phase};
 use presnap_engine::inflight::{Gate, Shard, TrackSlot, WriteTracker};
-use presnap_engine::region::{Layout, Root, SnapshotRecord};
+use presnap_engine::region::{Extents, Layout, Root, SnapshotRecord};
 use presnap_engine::ring::{RecordRing, RingSlot};
 use presnap_engine::slots::{SlotEntry, SlotTable};
 use presnap_engine::table::Scope;
@@ -70,10 +70,11 @@ pub(crate) struct Generations {
 }
 
 impl Generations {
-    fn new(blocks: u64) -> Result<Self> {
+    fn new(dirty: BlockMap) -> Result<Self> {
+        let blocks = dirty.bits();
         Ok(Self {
             epoch: AtomicU32::new(0),
-            dirty: [block_map(blocks)?, block_map(blocks)?],
+            dirty: [dirty, block_map(blocks)?],
             staged: [block_map(blocks)?, block_map(blocks)?, block_map(blocks)?],
             mirrored: block_map(blocks)?,
             rewritten: block_map(blocks)?,
@@ -159,6 +160,11 @@ pub(crate) struct Totals {
     pub(crate) snapshots_dropped: AtomicU64,
     pub(crate) io_errors: AtomicU64,
     pub(crate) region_bytes: AtomicU64,
+    pub(crate) intent_waits: AtomicU64,
+    pub(crate) intent_demanded: AtomicU64,
+    pub(crate) intent_premarked: AtomicU64,
+    pub(crate) intent_premarked_used: AtomicU64,
+    pub(crate) intent_writes: AtomicU64,
 }
 
 /// Adds to a statistics counter.
@@ -347,6 +353,11 @@ pub(crate) struct Device {
     /// Last operation number given.
     pub(crate) op: AtomicU64,
     pub(crate) generations: Generations,
+    pub(crate) extents: Extents,
+    /// Extents that may be written: the region says so, and will after a crash.
+    pub(crate) intents: BlockMap,
+    /// Extents that were written lately.
+    pub(crate) touched: BlockMap,
     guard: AtomicU32,
     /// Number of the coming snapshot: changes with the generation.
     coming: AtomicU32,
@@ -364,6 +375,10 @@ pub(crate) struct Device {
     health: AtomicU32,
     /// The delta of the current generation may lack writes.
     pub(crate) full_needed: AtomicBool,
+    /// There was a crash in the current generation.
+    pub(crate) after_crash: AtomicBool,
+    /// Blocks that pass for changed in the current generation and may not be: after a crash, all of an extent does.
+    pub(crate) superset_blocks: AtomicU64,
     /// Areas that the predictor remembers.
     pub(crate) areas_active: AtomicU64,
     pub(crate) wake: Arc<Wake>,
@@ -398,18 +413,22 @@ pub(crate) struct Parts {
     pub(crate) slots: Slots,
     pub(crate) root: RootTable,
     pub(crate) full_needed: bool,
+    pub(crate) after_crash: bool,
+    pub(crate) superset_blocks: u64,
+    pub(crate) extents: Extents,
+    pub(crate) intents: BlockMap,
+    /// Blocks changed since the last snapshot.
+    pub(crate) dirty: BlockMap,
 }
 
 impl Device {
     /// Makes a device. Sleeps.
     pub(crate) fn new(parts: Parts, knobs: Knobs) -> Result<Arc<Self>> {
-        let blocks = parts.origin_sectors.div_ceil(8);
         let gate = Gate::new(array_with(GATE_SHARDS, Shard::new)?).ok_or(EINVAL)?;
         let tracker = WriteTracker::new(array_with(TRACK_SLOTS, TrackSlot::new)?).ok_or(EINVAL)?;
         let view_reads =
             WriteTracker::new(array_with(TRACK_SLOTS, TrackSlot::new)?).ok_or(EINVAL)?;
         let ring = RecordRing::new(array_with(RING_SLOTS, RingSlot::new)?).ok_or(EINVAL)?;
-        let generations = Generations::new(blocks)?;
         let wake = Arc::pin_init(Wake::new(), GFP_KERNEL)?;
         let models = Models::new()?;
         let region_cached = parts.region.has_write_cache();
@@ -418,7 +437,10 @@ impl Device {
         let newest = parts.root.newest().map_or(0, |r| r.id);
         let last_op = parts.root.header.next_op.saturating_sub(1);
         let Parts { region_uuid, origin, region, layout, origin_sectors, slots, root, .. } = parts;
-        let full_needed = parts.full_needed;
+        let Parts { full_needed, after_crash, superset_blocks, extents, intents, dirty, .. } =
+            parts;
+        let generations = Generations::new(dirty)?;
+        let touched = block_map(extents.count.into())?;
         let device = Arc::pin_init(
             try_pin_init!(Self {
                 region_uuid,
@@ -436,6 +458,9 @@ impl Device {
                 images_lost: AtomicU64::new(0),
                 op: AtomicU64::new(last_op),
                 generations,
+                extents,
+                intents,
+                touched,
                 guard: AtomicU32::new(Guard::Off as u32),
                 coming: AtomicU32::new(next_id),
                 newest: AtomicU32::new(newest),
@@ -447,6 +472,8 @@ impl Device {
                 totals: Totals::default(),
                 health: AtomicU32::new(Health::Good as u32),
                 full_needed: AtomicBool::new(full_needed),
+                after_crash: AtomicBool::new(after_crash),
+                superset_blocks: AtomicU64::new(superset_blocks),
                 areas_active: AtomicU64::new(0),
                 wake,
                 held <- new_spinlock!(BioList::new(), "presnap::held"),
@@ -460,6 +487,18 @@ impl Device {
             GFP_KERNEL,
         )?;
         Ok(device)
+    }
+
+    /// Whether durable intent covers these blocks; notes that they are written lately.
+    pub(crate) fn intended(&self, first: u64, count: u64) -> bool {
+        let (extent, n) = self.extents.of(first, count);
+        if !self.intents.all_set(extent, n) {
+            return false;
+        }
+        if !self.touched.all_set(extent, n) {
+            self.touched.set_range(extent, n);
+        }
+        true
     }
 
     /// What has to be guarded now.

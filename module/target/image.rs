@@ -18,7 +18,7 @@ use presnap_abi::dm::{
     self, Args, Constructor, DeviceNumber, Disposition, EndedBio, MapBio, StatusKind, Text,
 };
 use presnap_engine::geometry::{blocks_touched, BLOCK_SECTORS, BLOCK_SECTORS_SHIFT};
-use presnap_engine::region::Scope;
+use presnap_engine::region::{Layout, Scope};
 use presnap_engine::table::parse_number;
 
 /// A view. Fields are dropped in order: the devices last.
@@ -94,7 +94,9 @@ impl Image {
             let next = block.saturating_sub(first) as u32;
             let same = match (start, find(block)) {
                 (None, None) => true,
-                (Some(a), Some(b)) => a.checked_add(next) == Some(b),
+                (Some(a), Some(b)) => {
+                    a.checked_add(next) == Some(b) && Layout::contiguous(a, next.saturating_add(1))
+                }
                 _ => false,
             };
             if !same {

@@ -189,12 +189,19 @@ impl Device {
         }
         let health = self.health();
         write!(out, "{} ", if health == Health::Invalid { "Invalid" } else { "rw" })?;
-        let full = self.full_needed.load(Ordering::Relaxed);
-        match (full, health == Health::Overflow) {
-            (true, true) => write!(out, "full-needed,overflow"),
-            (true, false) => write!(out, "full-needed"),
-            (false, true) => write!(out, "overflow"),
-            (false, false) => write!(out, "-"),
+        let mut separator = "";
+        let superset = self.superset_blocks.load(Ordering::Relaxed);
+        if self.full_needed.load(Ordering::Relaxed) {
+            write!(out, "full-needed")?;
+            separator = ",";
+        } else if superset > 0 {
+            write!(out, "superset:{superset}")?;
+            separator = ",";
+        }
+        match (health == Health::Overflow, separator) {
+            (true, _) => write!(out, "{separator}overflow"),
+            (false, "") => write!(out, "-"),
+            (false, _) => Ok(()),
         }
     }
 }

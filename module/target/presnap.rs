@@ -85,7 +85,7 @@ impl dm::Target for Target {
         let device = self.device();
         match device.route(bio.into_bio(), offset) {
             Route::Origin(bio) => Disposition::Remapped(bio),
-            Route::Gate(bio) | Route::Guard(bio) | Route::View(bio) => {
+            Route::Gate(bio) | Route::Guard(bio) | Route::View(bio) | Route::Intent(bio) => {
                 device.hold(bio);
                 Disposition::Kept
             }

@@ -2,8 +2,9 @@
 
 //! Opening a region: reading what is there, and deciding what of it counts.
 
-use crate::device::{empty_slots, Parts, RootTable, Slots};
+use crate::device::{block_map, empty_slots, BlockMap, Parts, RootTable, Slots};
 use crate::presnap::layout_error;
+use crate::worker::Found;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use presnap_abi::clock::crc32c;
@@ -11,20 +12,28 @@ use presnap_abi::dm::{BlockDevice, Constructor};
 use presnap_abi::io::{Client, Durability, Transfer};
 use presnap_abi::memory::array_of;
 use presnap_abi::thread::Wake;
-use presnap_engine::geometry::{BLOCK_BYTES, BLOCK_SECTORS};
-use presnap_engine::region::root::{MAX_SNAPSHOTS, ROOT_BYTES, ROOT_CLEAN, ROOT_FULL_NEEDED};
+use presnap_engine::geometry::{AREA_BLOCKS_SHIFT, BLOCK_BYTES, BLOCK_SECTORS};
+use presnap_engine::intent::IntentOrder;
+use presnap_engine::region::index::DIRTY_PAGE_BLOCKS;
+use presnap_engine::region::intent::{replay, INTENT_MAP_BYTES};
+use presnap_engine::region::layout::{INTENT_START_BLOCKS, LOG_BLOCKS, LOG_START_BLOCK};
+use presnap_engine::region::root::{
+    MAX_SNAPSHOTS, ROOT_AFTER_CRASH, ROOT_BYTES, ROOT_CLEAN, ROOT_FULL_NEEDED,
+};
 use presnap_engine::region::{
-    Copy2, FormatError, IndexBlock, IndexPick, Layout, Limits, Picked, Root, RootHeader, Scope,
-    SlotKind, SnapshotRecord, SnapshotState, Superblock,
+    Copy2, Extents, FormatError, IndexBlock, IndexEntry, IndexPick, IntentMap, Layout, Limits,
+    Picked, Root, RootHeader, Scope, SlotKind, SnapshotRecord, SnapshotState, Superblock, NO_SLOT,
 };
 use presnap_engine::table::Features;
 
 /// Operation numbers reserved ahead: after a crash, numbering goes on behind them.
 pub(crate) const OP_RESERVE: u64 = 1 << 40;
 
-/// Index blocks read at once: 64 pairs.
-const INDEX_PAIRS: u32 = 64;
-const BUFFER_BYTES: usize = (INDEX_PAIRS as usize) * 2 * BLOCK_BYTES as usize;
+/// The most that is read at once: both copies of the intent map, and the log.
+const BUFFER_BLOCKS: u64 = LOG_START_BLOCK + LOG_BLOCKS - INTENT_START_BLOCKS[0];
+/// Slots read at once.
+const SLOTS_READ: u32 = 64;
+const BUFFER_BYTES: usize = BUFFER_BLOCKS as usize * BLOCK_BYTES as usize;
 
 /// What is known of an index block on disk.
 #[derive(Clone, Copy)]
@@ -65,9 +74,22 @@ impl Table {
 /// An opened region.
 pub(crate) struct Opened {
     pub(crate) parts: Parts,
-    pub(crate) index: KVVec<IndexState>,
-    /// Where the next version of the root goes.
-    pub(crate) root_next: Copy2,
+    pub(crate) found: Found,
+}
+
+/// What has changed since the last snapshot, as far as the region says.
+struct Changes {
+    extents: Extents,
+    intents: BlockMap,
+    dirty: BlockMap,
+    dirty_pages: KVVec<u32>,
+    /// Blocks that only intent speaks for.
+    superset_blocks: u64,
+    order: IntentOrder,
+    /// The highest number of a snapshot that a page of the dirty map is for.
+    newest_page: u32,
+    /// Nothing can be said of what has changed.
+    lost: bool,
 }
 
 struct Reader<'a, 'c> {
@@ -136,7 +158,7 @@ impl Reader<'_, '_> {
         let mut states = array_of(layout.index_blocks as usize, IndexState::BLANK)?;
         let mut first = 0;
         while first < layout.index_blocks {
-            let pairs = INDEX_PAIRS.min(layout.index_blocks.saturating_sub(first));
+            let pairs = layout.index_run(first).max(1);
             let block = layout.index_copy_block(first, Copy2::A);
             let region = self.region;
             let buf = self.read(block, pairs.saturating_mul(2))?;
@@ -187,7 +209,7 @@ impl Reader<'_, '_> {
         };
         let mut first = 0;
         while first < layout.slots {
-            let count = (INDEX_PAIRS * 2).min(layout.slots.saturating_sub(first));
+            let count = layout.slot_run(first).clamp(1, SLOTS_READ);
             let wanted = |slots: &Slots, i: u32| {
                 let slot = first.saturating_add(i);
                 let entry = slots.entry(slot)?;
@@ -219,13 +241,23 @@ impl Reader<'_, '_> {
         let image = image_is_live(root);
         let mut last = 0u32;
         // The smallest number first: it is the oldest content.
+        for slot in 0..t.slots.total() {
+            let old_page =
+                |e: &IndexEntry| e.kind == SlotKind::Dirty && e.snapshot <= root.header.base_id;
+            // Pages of the dirty map of generations that are in a snapshot have no use any more.
+            if t.slots.entry(slot).as_ref().is_some_and(old_page) {
+                t.free(layout, slot);
+            }
+        }
         loop {
             let orphans = (0..t.slots.total()).filter_map(|slot| t.slots.entry(slot));
+            let orphans = orphans.filter(|e| e.kind != SlotKind::Dirty);
             let ids = orphans.map(|e| e.snapshot).filter(|&id| id > last);
             let Some(id) = ids.filter(|&id| root.find(id).is_none()).min() else { break };
             last = id;
             for slot in 0..t.slots.total() {
-                let Some(e) = t.slots.entry(slot).filter(|e| e.snapshot == id) else { continue };
+                let mine = |e: &IndexEntry| e.snapshot == id && e.kind != SlotKind::Dirty;
+                let Some(e) = t.slots.entry(slot).filter(mine) else { continue };
                 let heir = newest.filter(|&n| {
                     image
                         && n < id
@@ -242,6 +274,109 @@ impl Reader<'_, '_> {
             }
         }
         Ok(last)
+    }
+
+    /// Finds out what has changed since the last snapshot: what is in pages of the dirty map, and all of the extents
+    /// that there is intent for.
+    fn changes(&mut self, layout: &Layout, limits: &Limits, slots: &Slots) -> Result<Changes> {
+        let extents = Extents::for_origin(limits.origin_blocks);
+        let intents = block_map(extents.count.into())?;
+        let region = self.region;
+        let (map_bytes, tag) = (2 * INTENT_MAP_BYTES, limits.region_tag());
+        let buf = self.read(INTENT_START_BLOCKS[0], BUFFER_BLOCKS as u32)?;
+        let (maps, log) = buf.split_at_checked(map_bytes).ok_or(EIO)?;
+        let (a, b) = maps.split_at_checked(INTENT_MAP_BYTES).ok_or(EIO)?;
+        let mut lost = false;
+        let picked = match IntentMap::pick(a, b, limits) {
+            Ok(picked) => picked,
+            Err(e) => {
+                pr_err!("{}: {}: the next delta is full\n", region.number(), format_args!("{e}"));
+                lost = true;
+                Picked { copy: Copy2::B, value: IntentMap::fresh(extents), other_fault: None }
+            }
+        };
+        let map = picked.value;
+        if !lost {
+            let bytes = if picked.copy == Copy2::A { a } else { b };
+            for (area, mask) in (0..intents.areas()).zip(IntentMap::masks(bytes)) {
+                intents.set_area(area, mask);
+            }
+        }
+        let replayed = replay(log, &map, tag, |run| {
+            intents.set_range(run.start.into(), run.len.into());
+        });
+        if replayed.gap && !lost {
+            pr_err!("{}: the intent log is damaged: the next delta is full\n", region.number());
+            lost = true;
+        }
+        let mut order = IntentOrder::new(map.seq, picked.copy, map.log_seq, replayed.last_seq);
+        if lost {
+            // Begin anew, behind all that is there.
+            intents.clear_all();
+            let newest = replayed.newest_seq.max(map.log_seq);
+            let fresh = IntentMap { seq: map.seq.saturating_add(1), log_seq: newest, extents };
+            self.write_map(limits, &fresh, picked.copy.other())?;
+            order = IntentOrder::new(fresh.seq, picked.copy.other(), newest, newest);
+        }
+        let dirty = block_map(limits.origin_blocks)?;
+        let pages = limits.origin_blocks.div_ceil(DIRTY_PAGE_BLOCKS);
+        let mut dirty_pages = array_of(pages as usize, NO_SLOT)?;
+        let mut superset_blocks = 0u64;
+        let mut newest_page = 0;
+        for slot in 0..slots.total() {
+            let dirty_page = |e: &IndexEntry| e.kind == SlotKind::Dirty;
+            let Some(e) = slots.entry(slot).filter(dirty_page) else { continue };
+            // Of two pages with one number, each has some of the blocks.
+            let data = self.read(layout.slot_block(slot), 1)?;
+            let first = e.block.saturating_mul(DIRTY_PAGE_BLOCKS);
+            if crc32c(data) == e.crc {
+                let first_area = first >> AREA_BLOCKS_SHIFT;
+                for (area, pair) in (first_area..dirty.areas()).zip(data.chunks_exact(2)) {
+                    let mask = pair.first_chunk::<2>().map_or(0, |pair| u16::from_le_bytes(*pair));
+                    dirty.set_area(area, mask);
+                }
+            } else {
+                pr_warn!("{}: page {} of the dirty map is damaged\n", region.number(), e.block);
+                let blocks = limits.origin_blocks.saturating_sub(first).min(DIRTY_PAGE_BLOCKS);
+                superset_blocks = superset_blocks.saturating_add(dirty.set_range(first, blocks));
+            }
+            newest_page = newest_page.max(e.snapshot);
+            if let Some(place) = dirty_pages.get_mut(e.block as usize) {
+                *place = slot;
+            }
+        }
+        let mut extent = 0;
+        while let Some(next) = intents.next_set(extent) {
+            let (first, count) = extents.blocks(next);
+            let count = count.min(limits.origin_blocks.saturating_sub(first));
+            superset_blocks = superset_blocks.saturating_add(dirty.set_range(first, count));
+            extent = next.saturating_add(1);
+        }
+        Ok(Changes {
+            extents,
+            intents,
+            dirty,
+            dirty_pages,
+            superset_blocks,
+            order,
+            newest_page,
+            lost,
+        })
+    }
+
+    /// Writes an intent map without intent, and waits for it.
+    fn write_map(&mut self, limits: &Limits, map: &IntentMap, copy: Copy2) -> Result {
+        let sector = Layout::intent_block(copy).saturating_mul(BLOCK_SECTORS.into());
+        let buf = self.transfer.buffer().ok_or(EIO)?;
+        let out = buf.first_chunk_mut::<INTENT_MAP_BYTES>().ok_or(EIO)?;
+        map.encode(out, limits.region_uuid, core::iter::empty(), crc32c);
+        let done =
+            self.transfer.write_wait(&self.region, sector, INTENT_MAP_BYTES, Durability::Barrier);
+        if done.is_err() {
+            self.ctor.error(c"Cannot write to the region device");
+            return Err(EIO);
+        }
+        Ok(())
     }
 }
 
@@ -296,17 +431,33 @@ pub(crate) fn open(
         reader.free_unfinished(&layout, &root, &mut table)?;
     }
     let highest = reader.adopt_orphans(&layout, &root, &mut table)?;
-    let Table { slots, index } = table;
     // A number that was used for something unfinished is not used again: its remains on disk must
     // not be taken for the new one's.
     root.header.next_snapshot = root.header.next_snapshot.max(highest.saturating_add(1));
 
+    let mut changes = reader.changes(&layout, &limits, &table.slots)?;
+    // Nor one that a page of the dirty map has, before that snapshot is taken.
+    root.header.next_snapshot = root.header.next_snapshot.max(changes.newest_page);
+    let Table { slots, index } = table;
     if !clean {
-        pr_warn!("{}: was not closed in order; the next delta is full\n", region.number());
+        pr_warn!(
+            "{}: was not closed in order; {} blocks more than were written may pass for changed\n",
+            region.number(),
+            changes.superset_blocks
+        );
+        root.header.flags |= ROOT_AFTER_CRASH;
     }
-    let full_needed = !clean || root.header.flags & ROOT_FULL_NEEDED != 0;
-    // What was written since the last snapshot is only in memory, so after any reopening the next
-    // snapshot's delta is not known, unless nothing was written.
+    if changes.lost {
+        root.header.flags |= ROOT_FULL_NEEDED;
+    }
+    let full_needed = root.header.flags & ROOT_FULL_NEEDED != 0;
+    if full_needed {
+        // The next snapshot has no base, and no use for a part of what has changed since.
+        changes.dirty.clear_all();
+        changes.superset_blocks = 0;
+    }
+    let after_crash = root.header.flags & ROOT_AFTER_CRASH != 0;
+    let Changes { extents, intents, dirty, dirty_pages, superset_blocks, order, .. } = changes;
     let parts = Parts {
         region_uuid: sb.region_uuid,
         origin,
@@ -316,8 +467,14 @@ pub(crate) fn open(
         slots,
         root,
         full_needed,
+        after_crash,
+        superset_blocks,
+        extents,
+        intents,
+        dirty,
     };
-    let mut opened = Opened { parts, index, root_next };
+    let found = Found { index, root_next, intent: order, dirty_pages };
+    let mut opened = Opened { parts, found };
     mark_open(&mut opened, &mut reader)?;
     Ok(opened)
 }
@@ -329,7 +486,7 @@ fn mark_open(opened: &mut Opened, reader: &mut Reader<'_, '_>) -> Result {
     header.seq = header.seq.saturating_add(1);
     let first_op = header.next_op;
     header.next_op = first_op.saturating_add(OP_RESERVE);
-    let block = opened.parts.layout.root_block(opened.root_next);
+    let block = opened.parts.layout.root_block(opened.found.root_next);
     let sector = block.saturating_mul(BLOCK_SECTORS.into());
     let written = {
         let buf = reader.transfer.buffer().ok_or(EIO)?;
@@ -338,7 +495,7 @@ fn mark_open(opened: &mut Opened, reader: &mut Reader<'_, '_>) -> Result {
         reader.transfer.write_wait(&reader.region, sector, ROOT_BYTES, Durability::Barrier)
     };
     opened.parts.root.header.next_op = first_op;
-    opened.root_next = opened.root_next.other();
+    opened.found.root_next = opened.found.root_next.other();
     if written.is_err() {
         reader.ctor.error(c"Cannot write to the region device");
         return Err(EIO);

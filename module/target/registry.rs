@@ -106,13 +106,13 @@ pub(crate) fn open(
         return Ok(User { device, md: md.clone(), features: *features });
     }
     let opened = region::open(ctor, origin, region, sectors, features)?;
-    let region::Opened { parts, index, root_next } = opened;
+    let region::Opened { parts, found } = opened;
     let device = Device::new(parts, Knobs::new())?;
     restore_guard(&device);
     let mut users = KVec::new();
     users.push(md.number(), GFP_KERNEL)?;
     entries.reserve(1, GFP_KERNEL)?;
-    let worker = KBox::new(Worker::new(&device, index, root_next)?, GFP_KERNEL)?;
+    let worker = KBox::new(Worker::new(&device, found)?, GFP_KERNEL)?;
     let worker = Thread::spawn(c"presnap", device.wake.clone(), worker)?;
     entries.push(Entry { device: device.clone(), users, _worker: worker }, GFP_KERNEL)?;
     Ok(User { device, md: md.clone(), features: *features })

@@ -2,9 +2,10 @@
 
 //! The way of a bio to the origin.
 //!
-//! A read or flush goes straight on. A write passes the gate, then the guard; if either holds it,
-//! it goes to the worker, which routes it again when the reason is gone. Only when both let it pass
-//! does it get its operation number and mark its blocks: so a write held over T0 belongs after T0.
+//! A read or flush goes straight on. A write passes the gate, then the guard, then the test that durable
+//! intent covers it; if one holds it, it goes to the worker, which routes it again when the reason is gone. Only
+//! when all let it pass does it get its operation number and mark its blocks: so a write held over T0 belongs
+//! after T0.
 
 use crate::device::{add, Device, Guard};
 use core::sync::atomic::{fence, Ordering};
@@ -12,6 +13,7 @@ use presnap_abi::bio::{Bio, Op, Status, STS_OK};
 use presnap_abi::clock::{cpu_hint, monotonic_ns};
 use presnap_engine::geometry::{area_of, areas_masked, blocks_touched, BLOCK_SECTORS};
 use presnap_engine::record::{IoKind, IoRecord};
+use presnap_engine::region::Layout;
 
 /// Per-bio data: offset within the target and length in sectors, and what was done.
 pub(crate) type PerBio = [u64; 4];
@@ -37,6 +39,8 @@ pub(crate) enum Route {
     Guard(Bio),
     /// A view is reading its blocks from the origin.
     View(Bio),
+    /// Nothing durable says yet that its blocks may be written.
+    Intent(Bio),
 }
 
 fn kind_of(op: Op) -> Option<IoKind> {
@@ -86,14 +90,25 @@ impl Device {
             self.leave_gate();
             return Route::View(bio);
         }
+        if !self.intended(first, count) {
+            self.leave_gate();
+            return Route::Intent(bio);
+        }
         // From here on the write happens, in this generation.
         let alone = self.tracker.begin(area, areas);
         let op = self.op.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         self.generations.dirty().set_range(first, count);
         let mut flags = ENTERED;
+        // Pairs with the fence of the copier: either it sees our generation, or we its bit. And with
+        // that of the cleaner: either it sees our blocks, or we that the intent is gone.
+        fence(Ordering::SeqCst);
+        if !self.intended(first, count) {
+            // Hardly ever. The blocks stay marked; they will be written, if perhaps after T0.
+            self.tracker.end(area, areas);
+            self.leave_gate();
+            return Route::Intent(bio);
+        }
         if self.staging.load(Ordering::Relaxed) {
-            // Pairs with the fence of the copier: either it sees our generation, or we its bit.
-            fence(Ordering::SeqCst);
             if self.generations.staged().any_set(first, count) {
                 // A mirror costs as much as the write itself, a guard as much as a few. One write in so
                 // many gives its copies up: those of hot blocks soon, those of others hardly ever.
@@ -152,7 +167,7 @@ impl Device {
                 slots.lookup(snapshot, first.saturating_add(i)).map(u64::from)
                     == Some(u64::from(slot).saturating_add(i))
             });
-            if !runs {
+            if !runs || !Layout::contiguous(slot, u32::try_from(count).unwrap_or(u32::MAX)) {
                 return false;
             }
             slot

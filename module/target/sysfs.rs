@@ -13,7 +13,7 @@ use presnap_abi::sysfs::{Directory, File, Files};
 use presnap_engine::knob::{KNOBS, KNOB_COUNT};
 use presnap_engine::model::BLOB_BYTES_MAX;
 
-const INFO_COUNT: usize = 7;
+const INFO_COUNT: usize = 9;
 const MAIN_COUNT: usize = KNOB_COUNT + INFO_COUNT;
 
 static MAIN: [File; MAIN_COUNT] = {
@@ -25,6 +25,8 @@ static MAIN: [File; MAIN_COUNT] = {
         c"areas_active",
         c"region_uuid",
         c"staged_blocks",
+        c"superset_blocks",
+        c"intent_extents",
     ];
     let mut files = [const { File::ro(c"") }; MAIN_COUNT];
     let mut i = 0;
@@ -39,7 +41,7 @@ static MAIN: [File; MAIN_COUNT] = {
     files
 };
 
-static STATS: [File; 17] = [
+static STATS: [File; 22] = [
     File::ro(c"predictions"),
     File::ro(c"hits"),
     File::ro(c"misses"),
@@ -57,6 +59,11 @@ static STATS: [File; 17] = [
     File::ro(c"io_errors"),
     File::ro(c"region_bytes"),
     File::ro(c"predictions_right"),
+    File::ro(c"intent_waits"),
+    File::ro(c"intent_demanded"),
+    File::ro(c"intent_premarked"),
+    File::ro(c"intent_premarked_used"),
+    File::ro(c"intent_writes"),
 ];
 
 static MODEL: [File; 6] = [
@@ -122,7 +129,9 @@ impl Files for MainFiles {
                 }
                 return text(writeln!(out));
             }
-            _ => dev.generations.staged().count(),
+            6 => dev.generations.staged().count(),
+            7 => dev.superset_blocks.load(Ordering::Relaxed),
+            _ => dev.intents.count(),
         };
         text(writeln!(out, "{value}"))
     }
@@ -163,6 +172,11 @@ impl Files for StatsFiles {
             &t.io_errors,
             &t.region_bytes,
             &t.predictions_right,
+            &t.intent_waits,
+            &t.intent_demanded,
+            &t.intent_premarked,
+            &t.intent_premarked_used,
+            &t.intent_writes,
         ];
         let value = counters.get(index).ok_or(EINVAL)?.load(Ordering::Relaxed);
         text(writeln!(out, "{value}"))

@@ -11,6 +11,7 @@ mod drain;
 mod freeze;
 mod guard;
 mod index;
+mod intent;
 mod remove;
 mod root;
 mod seal;
@@ -24,6 +25,7 @@ use core::sync::atomic::Ordering;
 use drain::Drain;
 use guard::Parked;
 use index::IndexWriter;
+use intent::IntentWriter;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use kernel::time::delay::fsleep;
@@ -32,6 +34,7 @@ use presnap_abi::clock::monotonic_ns;
 use presnap_abi::io::Client;
 use presnap_abi::thread::{rest, set_nice, set_slice_ns, Body, MIN_NICE};
 use presnap_engine::freeze::{DropReason, Event, Snapshot};
+use presnap_engine::intent::IntentOrder;
 use presnap_engine::pacer::Pacer;
 use presnap_engine::region::{Copy2, SnapshotRecord};
 use root::RootWriter;
@@ -48,6 +51,24 @@ const SHORT_REST_US: u32 = 25;
 /// The turns it asks of the scheduler.
 const SLICE_NS: u64 = 100_000;
 
+/// What is known of the changes since the last snapshot.
+#[derive(Clone, Copy, Default)]
+struct Known {
+    full_needed: bool,
+    after_crash: bool,
+    superset_blocks: u64,
+}
+
+/// What was found in the region, and only the worker needs.
+pub(crate) struct Found {
+    pub(crate) index: KVVec<IndexState>,
+    /// Where the next version of the root goes.
+    pub(crate) root_next: Copy2,
+    pub(crate) intent: IntentOrder,
+    /// The slot of each page of the dirty map, `NO_SLOT` if it has none.
+    pub(crate) dirty_pages: KVVec<u32>,
+}
+
 /// The thread's state.
 pub(crate) struct Worker {
     pub(crate) dev: Arc<Device>,
@@ -57,6 +78,7 @@ pub(crate) struct Worker {
     record: SnapshotRecord,
     jobs: Jobs,
     index: IndexWriter,
+    intent: IntentWriter,
     root: RootWriter,
     parked: Parked,
     stage: Stage,
@@ -74,8 +96,13 @@ pub(crate) struct Worker {
     progress: bool,
     /// First operation of the current generation.
     op_first: u64,
-    /// The snapshot before the coming one, if its delta starts there; 0 if not.
+    /// Operations are counted from here for the rule that asks for a snapshot: the last attempt at one, or the
+    /// opening (numbers may have been left out before).
+    ops_from: u64,
+    /// The last sealed snapshot, deleted since or not; 0 if none. The next delta starts there.
     base_id: u32,
+    /// What was known of the changes at T0 of the snapshot under way.
+    unsealed: Known,
     /// Statistics at the last T0, for those of one snapshot.
     mirrored_before: u64,
     stale_before: u64,
@@ -83,15 +110,13 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// Prepares the worker of a device. Sleeps.
-    pub(crate) fn new(
-        dev: &Arc<Device>,
-        index: KVVec<IndexState>,
-        root_next: Copy2,
-    ) -> Result<Self> {
+    pub(crate) fn new(dev: &Arc<Device>, found: Found) -> Result<Self> {
         let client = Client::new()?;
-        let (base_id, next_snapshot) = {
+        let Found { index, root_next, intent, dirty_pages } = found;
+        let extents = dev.extents.count.into();
+        let (base_id, op_first, next_snapshot) = {
             let root = dev.root.lock();
-            (root.newest().map_or(0, |r| r.id), root.header.next_snapshot)
+            (root.header.base_id, root.header.op_first, root.header.next_snapshot)
         };
         Ok(Self {
             dev: dev.clone(),
@@ -99,6 +124,7 @@ impl Worker {
             record: SnapshotRecord::ZERO,
             jobs: Jobs::new(&client, &dev.wake)?,
             index: IndexWriter::new(&client, &dev.wake, index)?,
+            intent: IntentWriter::new(&client, &dev.wake, intent, dirty_pages, extents)?,
             root: RootWriter::new(&client, &dev.wake, root_next, next_snapshot)?,
             parked: Parked::new(),
             stage: Stage::new()?,
@@ -110,8 +136,10 @@ impl Worker {
             calm_nice: None,
             breath_ns: 0,
             progress: false,
-            op_first: dev.op.load(Ordering::Relaxed).wrapping_add(1),
+            op_first,
+            ops_from: dev.op.load(Ordering::Relaxed),
             base_id,
+            unsealed: Known::default(),
             mirrored_before: 0,
             stale_before: 0,
         })
@@ -154,6 +182,7 @@ impl Worker {
         self.reap_copies();
         self.reap_index();
         self.reap_root();
+        self.reap_intent();
         self.reap_manifest();
         self.take_held();
         self.handle_requests(now);
@@ -164,6 +193,7 @@ impl Worker {
         self.run_stage(now);
         self.run_manifest(now);
         self.run_removal();
+        self.run_intent(now);
         self.write_index();
         self.write_root();
         self.publish();
@@ -185,6 +215,9 @@ impl Worker {
             pr_err!("{}: I/O error on the region; snapshots are off\n", self.dev.region.number());
             self.dev.set_health(Health::Invalid);
             self.index.fail();
+            // A last word, if the region takes it: that from here on nothing is known of the changes.
+            self.dev.full_needed.store(true, Ordering::Relaxed);
+            self.root.mark();
         }
         self.report(Event::Fail(DropReason::IoError));
         self.lose_images(DropReason::IoError);
@@ -200,6 +233,7 @@ impl Worker {
         self.jobs.any_active()
             || self.index.in_flight()
             || self.root.in_flight()
+            || self.intent.in_flight()
             || self.manifest.in_flight()
             || self.origin_flush.in_flight()
     }
@@ -211,9 +245,12 @@ impl Worker {
         self.settle(|w| !w.jobs.any_active());
         // What was staged has no use any more; the index is made to say so, and what removals freed.
         self.forget_staged();
+        self.settle(|w| !w.removal.pending() || !w.healthy());
+        // With its dirty blocks written, no extent needs intent any more.
+        self.intent.close();
         self.settle(|w| {
-            let idle = !w.busy() && !w.removal.pending();
-            idle && (w.index.clean() && !w.root.dirty() || !w.healthy())
+            let durable = w.index.clean() && w.intent.closed() && !w.root.dirty();
+            !w.busy() && (durable || !w.healthy())
         });
         self.close_root();
     }
@@ -241,8 +278,10 @@ impl Worker {
         self.reap_copies();
         self.reap_index();
         self.reap_root();
+        self.reap_intent();
         self.reap_manifest();
         self.run_removal();
+        self.run_intent(monotonic_ns());
         self.index.flush = true;
         self.write_index();
         self.write_root();

@@ -8,7 +8,7 @@
 //! next one: the guard holds the writers of a block that is not preserved yet.
 
 use super::Worker;
-use crate::device::{add, BlockMap};
+use crate::device::{add, BlockMap, Guard};
 use core::sync::atomic::{fence, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -462,17 +462,30 @@ impl Worker {
             self.region_failed();
             return;
         }
-        if !job.inserted {
-            self.insert(number, purpose == Purpose::Guard);
+        let inserted = job.inserted;
+        let indexed_first = match purpose {
+            Purpose::Guard => true,
+            Purpose::Final | Purpose::Drain => self.speaks_for_images(),
+            _ => false,
+        };
+        if !inserted {
+            self.insert(number, indexed_first);
         }
-        match purpose {
-            Purpose::Guard => {
-                if let Some(job) = self.jobs.jobs.get_mut(number) {
-                    job.state = State::Indexing;
-                }
-            }
-            _ => self.copy_ended(number),
+        if !indexed_first {
+            self.copy_ended(number);
+        } else if let Some(job) = self.jobs.jobs.get_mut(number) {
+            job.state = State::Indexing;
         }
+    }
+
+    /// Whether copies of the delta may be the only ones of what an older image has.
+    ///
+    /// What was written since that image it has itself. But after a crash the delta has blocks that perhaps were not: if
+    /// a writer passed because the unfinished snapshot has such a block, and power failed again, nobody would have it.
+    fn speaks_for_images(&self) -> bool {
+        let superset = self.unsealed.superset_blocks > 0
+            || self.dev.superset_blocks.load(Ordering::Relaxed) > 0;
+        superset && self.dev.guard() == Guard::Image
     }
 
     /// The copy is where it belongs: say so.

@@ -10,6 +10,7 @@ use presnap_engine::freeze::{Event, Phase};
 use presnap_engine::geometry::{bit_of, blocks_of_mask, lowest_bits};
 use presnap_engine::policy::drain_value;
 use presnap_engine::rank::sort_descending;
+use presnap_engine::region::Layout;
 
 /// Areas looked at for one ordering.
 const BATCH: usize = 1024;
@@ -220,7 +221,10 @@ impl Worker {
             found = match (found, slot) {
                 (None, None) => return None,
                 (None, Some(slot)) => Some((bit_of(block), slot, slot.saturating_add(1))),
-                (Some((mask, first, next)), Some(slot)) if slot == next => {
+                (Some((mask, first, next)), Some(slot))
+                    if slot == next
+                        && Layout::contiguous(first, mask.count_ones().wrapping_add(1)) =>
+                {
                     Some((mask | bit_of(block), first, next.saturating_add(1)))
                 }
                 _ => break,

@@ -3,13 +3,13 @@
 //! Carrying out what the snapshot's state machine says.
 
 use super::copy::{NotStarted, Purpose};
-use super::Worker;
+use super::{Known, Worker};
 use crate::device::{add, Guard, Request};
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use presnap_abi::clock::{monotonic_ns, realtime_ns};
 use presnap_engine::freeze::{Action, DropReason, Event, Phase};
-use presnap_engine::region::root::SNAPSHOT_AFTER_CRASH;
+use presnap_engine::region::root::{SNAPSHOT_AFTER_CRASH, SNAPSHOT_SUPERSET};
 use presnap_engine::region::{Scope, SnapshotRecord, SnapshotState, NO_SLOT};
 
 /// Sleep when nothing has to happen soon.
@@ -106,7 +106,8 @@ impl Worker {
                 Phase::Pending { .. } => self.report(Event::Tick),
                 Phase::Committing => {
                     self.index.flush = true;
-                    if self.jobs.staging == 0 && self.index.clean() {
+                    let idle = self.jobs.staging == 0 && !self.intent.page_busy();
+                    if idle && self.index.clean() {
                         self.index.flush = false;
                         self.report(Event::StagedDurable);
                     }
@@ -199,9 +200,18 @@ impl Worker {
         let totals = &self.dev.totals;
         let mirrored = totals.mirrored_writes.load(Ordering::Relaxed);
         let stale = totals.stale.load(Ordering::Relaxed);
-        let full_needed = self.dev.full_needed.swap(false, Ordering::Relaxed);
-        self.record.base_id = if full_needed { 0 } else { self.base_id };
-        self.record.flags = if full_needed && self.base_id != 0 { SNAPSHOT_AFTER_CRASH } else { 0 };
+        self.unsealed = self.known();
+        self.dev.full_needed.store(false, Ordering::Relaxed);
+        self.dev.after_crash.store(false, Ordering::Relaxed);
+        self.dev.superset_blocks.store(0, Ordering::Relaxed);
+        self.record.base_id = if self.unsealed.full_needed { 0 } else { self.base_id };
+        self.record.flags = 0;
+        if self.unsealed.after_crash {
+            self.record.flags |= SNAPSHOT_AFTER_CRASH;
+        }
+        if self.unsealed.superset_blocks > 0 {
+            self.record.flags |= SNAPSHOT_SUPERSET;
+        }
         self.record.op_first = self.op_first;
         self.record.op_last = op;
         self.record.t0_realtime_ns = realtime_ns();
@@ -264,6 +274,8 @@ impl Worker {
         add(&totals.misses, self.record.misses);
         add(&totals.wasted, self.record.wasted);
         self.base_id = self.record.id;
+        self.unsealed = Known::default();
+        self.intent.begin_generation();
         self.stage.note_snapshot(self.snapshot.times().t0_ns);
         self.record = SnapshotRecord::ZERO;
         // The bitmaps of the snapshot before, and the delta, are not needed any more.
@@ -292,6 +304,9 @@ impl Worker {
         }
         // From here on another one can be asked for, and is given the number that is the coming one now.
         self.tell_dropped(reason);
+        // For the rules it was an attempt: what failed for want of room would fail again at once.
+        self.ops_from = self.dev.op.load(Ordering::Relaxed);
+        self.stage.note_snapshot(monotonic_ns());
         self.record = SnapshotRecord::ZERO;
         self.index.flush = false;
         self.stage.resume();

@@ -65,7 +65,16 @@ impl Worker {
                 bio.submit();
             }
             Route::Gate(bio) | Route::View(bio) => self.parked.bios.push(bio),
+            Route::Intent(bio) => {
+                if first_time {
+                    add(&self.dev.totals.intent_waits, 1);
+                }
+                self.want_intent(offset, bio.sectors());
+                self.parked.bios.push(bio);
+            }
             Route::Guard(bio) => {
+                // It will need both.
+                self.want_intent(offset, bio.sectors());
                 if first_time {
                     add(&self.dev.totals.guard_stalls, 1);
                     self.record.guard_stalls = self.record.guard_stalls.saturating_add(1);

@@ -5,6 +5,7 @@
 use super::Worker;
 use crate::device::{add, Guard, Health};
 use crate::region::image_is_live;
+use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use presnap_engine::freeze::{DropReason, Event};
 use presnap_engine::region::{Scope, SlotKind};
@@ -92,6 +93,10 @@ impl Worker {
                 }
             }
             Step::Free(id, mut cursor) => {
+                if self.copies_of(id) {
+                    // A guard's copy may be in the table already, and its write still be on the way.
+                    return;
+                }
                 let end = cursor.saturating_add(STEP).min(self.dev.layout.slots);
                 while cursor < end {
                     let freed = {
@@ -145,9 +150,14 @@ impl Worker {
         self.dev.set_guard(if image { Guard::Image } else { Guard::Off });
         self.dev.set_newest(self.base_id);
         self.op_first = self.record.op_first;
-        if self.record.base_id == 0 && self.base_id != 0 {
-            self.dev.full_needed.store(true, core::sync::atomic::Ordering::Relaxed);
+        let known = core::mem::take(&mut self.unsealed);
+        if known.full_needed {
+            self.dev.full_needed.store(true, Ordering::Relaxed);
         }
+        if known.after_crash {
+            self.dev.after_crash.store(true, Ordering::Relaxed);
+        }
+        add(&self.dev.superset_blocks, known.superset_blocks);
         // While it was being sealed its record was in the root, and may be on disk.
         let id = self.record.id;
         let recorded = self.dev.root.lock().remove(id).is_some();
@@ -168,7 +178,8 @@ impl Worker {
             let changed = {
                 let mut slots = self.dev.slots.lock();
                 match slots.entry(cursor) {
-                    Some(e) if e.snapshot == id => {
+                    // Its writes are part of the generation again, and the dirty map with them.
+                    Some(e) if e.snapshot == id && e.kind != SlotKind::Dirty => {
                         // A guard may be copying it for the heir already, into another slot.
                         let needed = heir != 0
                             && e.kind == SlotKind::Data

@@ -2,7 +2,7 @@
 
 //! Writing the root: whole, to its two copies in turn, each write a barrier.
 
-use super::Worker;
+use super::{Known, Worker};
 use crate::device::add;
 use crate::region::OP_RESERVE;
 use core::sync::atomic::Ordering;
@@ -10,9 +10,9 @@ use kernel::prelude::*;
 use kernel::sync::Arc;
 use presnap_abi::io::{Client, Durability, Transfer};
 use presnap_abi::thread::Wake;
-use presnap_engine::freeze::Event;
+use presnap_engine::freeze::{Event, Phase};
 use presnap_engine::geometry::BLOCK_SECTORS;
-use presnap_engine::region::root::{ROOT_BYTES, ROOT_CLEAN, ROOT_FULL_NEEDED};
+use presnap_engine::region::root::{ROOT_AFTER_CRASH, ROOT_BYTES, ROOT_CLEAN, ROOT_FULL_NEEDED};
 use presnap_engine::region::Copy2;
 
 /// See the module.
@@ -102,13 +102,23 @@ impl Worker {
     }
 
     /// Encodes the root and returns its place.
-    fn encode_root(&mut self, flags: u32, clean: bool) -> Result<u64> {
+    fn encode_root(&mut self, clean: bool) -> Result<u64> {
+        let (base_id, op_first, known) = self.durable_generation();
+        let mut flags = if clean { ROOT_CLEAN } else { 0 };
+        if known.full_needed {
+            flags |= ROOT_FULL_NEEDED;
+        }
+        if known.after_crash {
+            flags |= ROOT_AFTER_CRASH;
+        }
         let op = self.dev.op.load(Ordering::Relaxed).saturating_add(1);
         let block = self.dev.layout.root_block(self.root.next);
         let mut root = self.dev.root.lock();
         root.header.seq = root.header.seq.saturating_add(1);
         root.header.next_op = if clean { op } else { op.saturating_add(OP_RESERVE) };
         root.header.flags = flags;
+        root.header.base_id = base_id;
+        root.header.op_first = op_first;
         self.root.reserved = root.header.next_op;
         self.root.next_written = root.header.next_snapshot;
         let out = self.root.transfer.buffer().and_then(|b| b.first_chunk_mut::<ROOT_BYTES>());
@@ -116,11 +126,31 @@ impl Worker {
         Ok(block.saturating_mul(BLOCK_SECTORS.into()))
     }
 
-    fn full_needed_flag(&self) -> u32 {
-        if self.dev.full_needed.load(Ordering::Relaxed) {
-            ROOT_FULL_NEEDED
-        } else {
-            0
+    /// What is known of the changes now.
+    pub(super) fn known(&self) -> Known {
+        Known {
+            full_needed: self.dev.full_needed.load(Ordering::Relaxed),
+            after_crash: self.dev.after_crash.load(Ordering::Relaxed),
+            superset_blocks: self.dev.superset_blocks.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The generation that the root on disk is to speak of: the one since the last snapshot whose record is in it.
+    fn durable_generation(&self) -> (u32, u64, Known) {
+        let known = self.known();
+        match self.snapshot.phase() {
+            Phase::Sealing => (self.record.id, self.op_first, known),
+            Phase::Draining | Phase::Manifest => {
+                // If it comes to nothing, its writes are part of the generation again.
+                let unsealed = self.unsealed;
+                let both = Known {
+                    full_needed: known.full_needed || unsealed.full_needed,
+                    after_crash: known.after_crash || unsealed.after_crash,
+                    ..known
+                };
+                (self.base_id, self.record.op_first, both)
+            }
+            _ => (self.base_id, self.op_first, known),
         }
     }
 
@@ -129,18 +159,16 @@ impl Worker {
         if !self.root.dirty || self.root.writing {
             return;
         }
-        if !self.healthy() {
-            // Its last words, if it takes them: that images are lost.
-            if !self.root.relax || core::mem::replace(&mut self.root.last_tried, true) {
-                return;
-            }
+        if !self.healthy() && core::mem::replace(&mut self.root.last_tried, true) {
+            return;
         }
-        let Ok(sector) = self.encode_root(self.full_needed_flag(), false) else { return };
+        let Ok(sector) = self.encode_root(false) else { return };
         let region = self.dev.region;
         self.progress = true;
         let transfer = &mut self.root.transfer;
         if transfer.write(&region, sector, ROOT_BYTES, Durability::Barrier).is_err() {
             self.region_failed();
+            self.last_words_spoken();
             return;
         }
         add(&self.dev.totals.region_bytes, ROOT_BYTES as u64);
@@ -162,9 +190,11 @@ impl Worker {
             // The copy may be torn: never the other one next.
             self.root.next = self.root.next.other();
             self.region_failed();
+            self.last_words_spoken();
             return;
         }
         self.root.next_durable = self.root.next_written;
+        self.last_words_spoken();
         if !self.root.dirty {
             if core::mem::take(&mut self.root.relax) && !self.snapshot.phase().after_t0() {
                 self.relax_guard();
@@ -176,17 +206,20 @@ impl Worker {
         }
     }
 
+    /// The region failed, and it was tried to write the root once more, or that write failed it.
+    fn last_words_spoken(&mut self) {
+        if !self.healthy() && self.root.last_tried {
+            self.give_intent_up();
+        }
+    }
+
     /// Writes the root with the mark of an orderly close, and waits for it.
     pub(super) fn close_root(&mut self) {
         let healthy = self.healthy();
-        if self.root.writing || !healthy && !self.root.relax {
+        if self.root.writing {
             return;
         }
-        // What was written in this generation is known only in memory: the next delta cannot be.
-        let changed = self.dev.generations.dirty().count() > 0 || !healthy;
-        let clean = if healthy { ROOT_CLEAN } else { 0 };
-        let flags = clean | if changed { ROOT_FULL_NEEDED } else { self.full_needed_flag() };
-        let Ok(sector) = self.encode_root(flags, healthy) else { return };
+        let Ok(sector) = self.encode_root(healthy) else { return };
         let region = self.dev.region;
         let transfer = &mut self.root.transfer;
         if transfer.write_wait(&region, sector, ROOT_BYTES, Durability::Barrier).is_err() {

@@ -15,7 +15,7 @@ use presnap_engine::crc32c::combine;
 use presnap_engine::freeze::{DropReason, Event, Phase};
 use presnap_engine::geometry::{area_of, BLOCK_BYTES, BLOCK_SECTORS};
 use presnap_engine::manifest::{chain_crc, Chunk, PageBuilder, PAGE_BYTES, PAGE_CHUNKS};
-use presnap_engine::region::{SlotKind, NO_SLOT};
+use presnap_engine::region::{Layout, SlotKind, NO_SLOT};
 
 /// Blocks put into the manifest in one pass: guards must not wait for it.
 const BLOCKS_PER_PASS: u32 = 64;
@@ -157,6 +157,7 @@ impl Worker {
             };
             let fits = self.manifest.open.as_ref().is_some_and(|open| {
                 open.end_block() == Some(block)
+                    && Layout::contiguous(open.slot, open.length_blocks.saturating_add(1))
                     && open.slot.checked_add(open.length_blocks) == Some(slot)
                     && open.length_blocks < RUN_BLOCKS_MAX
             });

@@ -36,6 +36,8 @@ const CANDIDATES: usize = 2048;
 const COPIES_AT_ONCE: usize = 8;
 /// The window after T0 in which a write counts as "soon".
 const AFTER_NS: u64 = 5_000_000_000;
+/// How far ahead of a stream intent is marked.
+const PREMARK_NS: u64 = 1_000_000_000;
 /// Shortest tick.
 const NEAR_TICK_NS: u64 = 20_000_000;
 /// Records taken in one pass, and areas scored in one: small, because a kernel thread that does not
@@ -360,7 +362,7 @@ impl Worker {
             self.stage.trigger.configure(config, now);
         }
         let op = self.dev.op.load(Ordering::Relaxed);
-        let ops = op.wrapping_sub(self.op_first.wrapping_sub(1));
+        let ops = op.saturating_sub(self.ops_from);
         let dirty = self.dev.generations.dirty().count();
         self.stage.trigger.fire(now, ops, dirty)?;
         Some(Request {
@@ -415,6 +417,7 @@ impl Worker {
             let active = self.stage.predictor.activity().count();
             dev.areas_active.store(active as u64, Ordering::Relaxed);
             self.stage.begin_scan();
+            self.premark_streams(now);
         }
         // Writers that wait come first.
         if self.stage.scan != Scan::Done && !self.parked.waiting() {
@@ -429,6 +432,15 @@ impl Worker {
             }
         }
         self.issue_staging(now);
+    }
+
+    /// Has the region say where streams are about to write, so that their first writes need not wait for it.
+    fn premark_streams(&mut self, now: u64) {
+        let n = self.stage.predictor.ahead(now, PREMARK_NS, &mut self.stage.ahead);
+        for i in 0..n {
+            let Some(area) = self.stage.ahead.get(i).map(|ahead| ahead.area) else { break };
+            self.premark_area(area);
+        }
     }
 
     /// Puts the next tick off, if need be, so that scoring takes no more than its share of a CPU.
