@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn status_lines() {
-        let s = parse_status("0 8192 presnap 5/1000 77 12 3 2 3:draining rw full-needed,unclean");
+        let s = parse_status("0 8192 presnap 5/1000 77 12 3 2 3:draining rw superset:128,overflow");
         let s = s.expect("a good line");
         assert_eq!((s.used_slots, s.total_slots, s.op, s.dirty_blocks), (5, 1000, 77, 12));
         assert_eq!((s.snapshots, s.newest_sealed, s.active.as_str()), (3, 2, "3:draining"));

@@ -2,16 +2,19 @@
 
 //! `presnap check`: verifies a region offline.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use anyhow::{bail, Context, Result};
 use presnap_blockio::Buffer;
 use presnap_engine::crc32c::crc32c;
 use presnap_engine::manifest::Chunk;
-use presnap_engine::region::root::{ROOT_CLEAN, ROOT_FULL_NEEDED};
+use presnap_engine::region::intent::replay;
+use presnap_engine::region::layout::{INTENT_BLOCKS, LOG_BLOCKS, LOG_START_BLOCK};
+use presnap_engine::region::root::{ROOT_AFTER_CRASH, ROOT_CLEAN, ROOT_FULL_NEEDED};
 use presnap_engine::region::{
-    Copy2, IndexBlock, IndexEntry, IndexPick, SlotKind, SnapshotRecord, SnapshotState,
+    Copy2, IndexBlock, IndexEntry, IndexPick, IntentMap, Layout, SlotKind, SnapshotRecord,
+    SnapshotState,
 };
 use serde::Serialize;
 
@@ -47,6 +50,12 @@ struct Report {
     used_slots: u64,
     clean: bool,
     full_needed: bool,
+    after_crash: bool,
+    /// Extents that count as changed after a crash, of so many blocks.
+    intent_extents: u64,
+    extent_blocks: u64,
+    /// Pages of the dirty map that count.
+    dirty_pages: usize,
     snapshots: usize,
     chunks: u64,
     data_checked: bool,
@@ -74,12 +83,17 @@ impl Args {
             used_slots: 0,
             clean: flags & ROOT_CLEAN != 0,
             full_needed: flags & ROOT_FULL_NEEDED != 0,
+            after_crash: flags & ROOT_AFTER_CRASH != 0,
+            intent_extents: 0,
+            extent_blocks: 0,
+            dirty_pages: 0,
             snapshots: store.root.len(),
             chunks: 0,
             data_checked: self.data,
             errors: Vec::new(),
             warnings: store.faults.clone(),
         };
+        read_intent(&store, &mut report)?;
         let index = read_index(&store, &mut report)?;
         for record in store.root.iter() {
             check_snapshot(&store, record, &index, self.data, &mut report);
@@ -105,7 +119,9 @@ fn print(r: &Report) {
     println!("  {} of {} slots in use ({})", r.used_slots, r.slots, units::blocks(r.used_slots));
     if !r.clean {
         println!(
-            "  not shut down in order: numbering goes on after a gap, the next delta may be larger"
+            "  not shut down in order: numbering goes on after a gap; {} extents of {} count as changed",
+            r.intent_extents,
+            units::blocks(r.extent_blocks)
         );
     }
     if r.full_needed {
@@ -117,6 +133,43 @@ fn print(r: &Report) {
         let data = if r.data_checked { "structure and data are" } else { "structure is" };
         println!("  {data} sound");
     }
+}
+
+/// Reads the intent map and the log after it.
+fn read_intent(store: &Store, report: &mut Report) -> Result<()> {
+    let limits = store.limits();
+    let read = |block, count: u64| store.blocks(block, count as usize).context("reading intent");
+    let a = read(Layout::intent_block(Copy2::A), INTENT_BLOCKS)?;
+    let b = read(Layout::intent_block(Copy2::B), INTENT_BLOCKS)?;
+    let log = read(LOG_START_BLOCK, LOG_BLOCKS)?;
+    let picked = match IntentMap::pick(&a, &b, &limits) {
+        Ok(picked) => picked,
+        Err(e) => {
+            report.errors.push(format!("{e} (both copies): the next delta will be full"));
+            return Ok(());
+        }
+    };
+    // Copy B of a fresh region was never written.
+    let blank = b.iter().all(|&byte| byte == 0);
+    if let Some(fault) = picked.other_fault.filter(|_| !blank) {
+        report.warnings.push(format!("{fault} (copy {:?})", picked.copy.other()));
+    }
+    let map = picked.value;
+    let bytes = if picked.copy == Copy2::A { &a } else { &b };
+    let masks: Vec<u16> = IntentMap::masks(bytes).collect();
+    let mut extents: HashSet<u32> = (0..map.extents.count)
+        .filter(|e| masks.get(*e as usize / 16).is_some_and(|mask| mask >> (e % 16) & 1 != 0))
+        .collect();
+    let replayed = replay(&log, &map, limits.region_tag(), |run| {
+        extents.extend(run.start..run.start.saturating_add(run.len));
+    });
+    if replayed.gap {
+        let words = "the intent log lacks a record: the next delta will be full";
+        report.errors.push(words.into());
+    }
+    report.intent_extents = extents.len() as u64;
+    report.extent_blocks = 1 << map.extents.shift;
+    Ok(())
 }
 
 /// All used slots.
@@ -147,9 +200,16 @@ fn read_index(store: &Store, report: &mut Report) -> Result<Index> {
         progress.show(|| format!("index block {no} of {}", store.layout.index_blocks));
     }
     report.used_slots = index.len() as u64;
-    let orphans = index.values().filter(|e| store.root.find(e.snapshot).is_none()).count();
+    let base = store.root.header.base_id;
+    let dirty_page = |e: &&IndexEntry| e.kind == SlotKind::Dirty && e.snapshot > base;
+    report.dirty_pages = index.values().filter(dirty_page).count();
+    let orphan = |e: &&IndexEntry| store.root.find(e.snapshot).is_none() && !dirty_page(e);
+    let orphans = index.values().filter(orphan).count();
     // Slots staged for the next snapshot are of a number that is not in the table yet.
-    let staged = index.values().filter(|e| e.snapshot == limits.next_snapshot).count();
+    let staged = index
+        .values()
+        .filter(|e| e.snapshot == limits.next_snapshot && e.kind != SlotKind::Dirty)
+        .count();
     if orphans > staged {
         report.warnings.push(format!("{} slots belong to no snapshot", orphans - staged));
     }
@@ -224,7 +284,11 @@ fn check_slots(store: &Store, index: &Index, report: &mut Report) -> Result<()> 
         }
         // Slots of the coming snapshot are still being written to.
         let found = crc32c(0, &page);
-        if found != entry.crc && store.root.find(entry.snapshot).is_some() {
+        let counts = match entry.kind {
+            SlotKind::Dirty => entry.snapshot > store.root.header.base_id,
+            _ => store.root.find(entry.snapshot).is_some(),
+        };
+        if found != entry.crc && counts {
             report.errors.push(format!(
                 "slot {slot} (block {} of snapshot {}) has checksum {found:08x}, the index says {:08x}",
                 entry.block, entry.snapshot, entry.crc

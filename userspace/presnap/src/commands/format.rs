@@ -9,11 +9,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail, Context, Result};
 use presnap_blockio::{Buffer, Mode};
+use presnap_engine::crc32c::crc32c;
 use presnap_engine::geometry::{BLOCK_BYTES, BLOCK_SECTORS, SECTOR_BYTES};
-use presnap_engine::region::layout::{ROOT_START_BLOCKS, SUPERBLOCK_BLOCKS};
+use presnap_engine::region::intent::INTENT_MAP_BYTES;
+use presnap_engine::region::layout::{ROOT_START_BLOCKS, SEGMENTS_START_BLOCK, SUPERBLOCK_BLOCKS};
 use presnap_engine::region::root::{Root, ROOT_BYTES};
 use presnap_engine::region::superblock::SUPERBLOCK_BYTES;
-use presnap_engine::region::{Layout, RootHeader, SnapshotRecord, Superblock};
+use presnap_engine::region::{
+    Copy2, Extents, IntentMap, Layout, RootHeader, SnapshotRecord, Superblock,
+};
 use serde::Serialize;
 
 use super::origin_id::{origin_id, OriginId};
@@ -209,17 +213,24 @@ pub(crate) fn content(device: &File, bytes: u64) -> Result<Option<String>> {
 /// Writes everything: first zeroes over the metadata, superblocks last, so that a region is whole or none.
 fn write(region: &File, superblock: &Superblock, layout: &Layout) -> Result<()> {
     let mut progress = output::Progress::new(false);
-    let zeroes = Buffer::new(1 << 20);
-    let end = layout.data_start * u64::from(BLOCK_BYTES);
-    let mut at = 0;
-    while at < end {
-        let n = zeroes.len().min((end - at) as usize);
-        region.write_all_at(&zeroes[..n], at)?;
-        at += n as u64;
-        progress
-            .show(|| format!("clearing the index: {} of {}", units::bytes(at), units::bytes(end)));
+    let clear = |first: u64, count: u64| {
+        let zeroes = Buffer::new((count * u64::from(BLOCK_BYTES)) as usize);
+        region.write_all_at(&zeroes, first * u64::from(BLOCK_BYTES))
+    };
+    clear(0, SEGMENTS_START_BLOCK)?;
+    let mut index_no = 0;
+    while index_no < layout.index_blocks {
+        let run = layout.index_run(index_no);
+        clear(layout.index_copy_block(index_no, Copy2::A), 2 * u64::from(run))?;
+        index_no += run;
+        progress.show(|| format!("clearing the index: {index_no} of {}", layout.index_blocks));
     }
     region.sync_all()?;
+    let mut map = Buffer::new(INTENT_MAP_BYTES);
+    let fresh = IntentMap::fresh(Extents::for_origin(superblock.origin_blocks()));
+    let place = map.first_chunk_mut().context("intent map buffer")?;
+    fresh.encode(place, superblock.region_uuid, std::iter::empty(), |bytes| crc32c(0, bytes));
+    region.write_all_at(&map, Layout::intent_block(Copy2::A) * u64::from(BLOCK_BYTES))?;
     let mut root = Buffer::new(ROOT_BYTES);
     let fresh = Root::new(Vec::<SnapshotRecord>::new(), RootHeader::fresh(superblock.region_uuid));
     let place = root.first_chunk_mut().context("root buffer")?;

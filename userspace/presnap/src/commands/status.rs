@@ -75,10 +75,14 @@ fn explain(flag: &str) -> String {
             "the changes since the last snapshot are not known: the next send must be full"
         }
         "overflow" => "the region was full and a snapshot was dropped",
-        "unclean" => {
-            "the last shutdown was not clean: the next delta may hold more than was written"
-        }
-        _ => return flag.into(),
+        _ => match flag.strip_prefix("superset:") {
+            Some(n) => {
+                return format!(
+                    "{flag}: the last shutdown was not clean; {n} blocks may pass for changed that are not"
+                )
+            }
+            None => return flag.into(),
+        },
     };
     format!("{flag}: {words}")
 }
