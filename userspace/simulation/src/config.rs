@@ -81,8 +81,8 @@ impl Config {
     pub(crate) fn of(rng: &mut Rng) -> Self {
         let image = rng.u32(..5) < 3;
         let small = rng.u32(..5) == 0;
-        let origin_blocks = if small { 1024 } else { choose(rng, &[128, 256, 512]) };
-        let region_blocks = choose(rng, &[1072, 1100, 1536]);
+        let origin_blocks = if small { 1024 } else { choose(rng, &[128, 256, 512, 1000]) };
+        let region_blocks = choose(rng, &[1184, 1200, 1600]);
         let trouble = match rng.u32(..12) {
             0 => Trouble::OriginReads,
             1 => Trouble::OriginWrites,
@@ -104,6 +104,7 @@ impl Config {
             ("staging_budget_blocks", choose(rng, &["0", "0", "16", "100"]).to_owned()),
             ("copy_bandwidth_kib", choose(rng, &["0", "0", "0", "4096"]).to_owned()),
             ("trigger_ops", choose(rng, &["0", "0", "0", "50"]).to_owned()),
+            ("intent_clean_ms", choose(rng, &["10", "10", "100", "60000"]).to_owned()),
             ("min_distance_ms", choose(rng, &["10", "50"]).to_owned()),
         ];
         Self {

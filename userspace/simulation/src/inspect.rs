@@ -3,11 +3,12 @@
 //! What a region says, read from its blocks with nothing but the engine's formats.
 
 use presnap_engine::manifest::{Chunk, ManifestReader};
+use presnap_engine::region::intent::INTENT_MAP_BYTES;
 use presnap_engine::region::root::{MAX_SNAPSHOTS, ROOT_BYTES};
 use presnap_engine::region::superblock::SUPERBLOCK_BYTES;
 use presnap_engine::region::{
-    Copy2, IndexBlock, IndexEntry, IndexPick, Layout, Limits, Root, RootHeader, SnapshotRecord,
-    Superblock,
+    Copy2, Extents, IndexBlock, IndexEntry, IndexPick, IntentMap, Layout, Limits, Root, RootHeader,
+    SnapshotRecord, Superblock,
 };
 use presnap_machine::blocks::{Block, Blocks, BLOCK, BLOCK_SECTORS};
 use std::collections::BTreeMap;
@@ -31,6 +32,11 @@ pub(crate) fn format(region_blocks: u64, origin_sectors: u64, uuid: [u8; 16]) ->
     let mut root = Box::new([0; ROOT_BYTES]);
     Root::new(Vec::<SnapshotRecord>::new(), RootHeader::fresh(uuid)).encode_into(&mut root);
     blocks.write(layout.root_block(Copy2::A) * BLOCK_SECTORS, &root[..]);
+    let extents = Extents::for_origin(origin_sectors.div_ceil(BLOCK_SECTORS));
+    let mut map = Box::new([0; INTENT_MAP_BYTES]);
+    let masks = std::iter::empty();
+    IntentMap::fresh(extents).encode(&mut map, uuid, masks, crc32c::crc32c);
+    blocks.write(Layout::intent_block(Copy2::A) * BLOCK_SECTORS, &map[..]);
     let superblock = Superblock {
         region_uuid: uuid,
         origin_id: [0; 16],

@@ -234,6 +234,7 @@ impl Transfer {
             let barrier = write == Some(Durability::Barrier);
             let op = match write {
                 None => Op::Read,
+                Some(_) if piece.bytes == 0 => Op::Flush,
                 Some(_) => Op::Write(Content::new(piece.sector, &self.buf[offset..end])),
             };
             note!("{} {} +{} {write:?}", dev.number(), piece.sector, piece.bytes / SECTOR);
@@ -242,8 +243,8 @@ impl Transfer {
                 op,
                 sector: piece.sector,
                 sectors: (piece.bytes / SECTOR) as u64,
-                preflush: barrier,
-                fua: barrier,
+                preflush: barrier && piece.bytes > 0,
+                fua: barrier && piece.bytes > 0,
                 done: Box::new(move |outcome| progress.ended(offset, outcome)),
             };
             machine.submit(dev.disk(), request);

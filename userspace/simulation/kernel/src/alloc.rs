@@ -110,6 +110,24 @@ impl<T> KVec<T> {
         Ok(())
     }
 
+    /// Adds a value at the end, for which there is room.
+    ///
+    /// # Errors
+    ///
+    /// The value, if there is none.
+    pub fn push_within_capacity(&mut self, value: T) -> core::result::Result<(), T> {
+        if self.0.len() == self.0.capacity() {
+            return Err(value);
+        }
+        self.0.push(value);
+        Ok(())
+    }
+
+    /// Drops all values.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// Takes value number `i` out.
     ///
     /// # Errors
