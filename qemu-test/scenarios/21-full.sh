@@ -10,7 +10,7 @@
 . /presnap/oracle.sh
 load
 dmsetup create o --table "0 65536 linear $(serial_disk origin) 0" # 32 MiB
-dmsetup create r --table "0 16384 linear $(serial_disk region) 0" # 8 MiB: 2000 slots
+dmsetup create r --table "0 17280 linear $(serial_disk region) 0" # 2000 slots
 O=/dev/mapper/o R=/dev/mapper/r
 null_blk replica 40M
 

@@ -8,7 +8,7 @@
 . /presnap/lib.sh
 load
 dmsetup create o --table "0 65536 linear $(serial_disk origin) 0"
-dmsetup create r --table "0 16384 linear $(serial_disk region) 0" # 2000 slots
+dmsetup create r --table "0 17280 linear $(serial_disk region) 0" # 2000 slots
 O=/dev/mapper/o R=/dev/mapper/r
 dd if=/dev/urandom of=/tmp/noise bs=1M count=32 status=none
 cp /tmp/noise /tmp/want

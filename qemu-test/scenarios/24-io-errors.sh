@@ -34,7 +34,7 @@ below() {
 	fi
 }
 origin() { below o "$NVME_O" 65536 "$@"; }
-region() { below r "$NVME_R" 16384 "$@"; } # 2000 slots from block 48 on, the index in blocks 32 to 47
+region() { below r "$NVME_R" 17280 "$@"; } # 2000 slots from block 160 on, the index in blocks 128 to 159
 create() {
 	dmsetup create p --table "0 65536 presnap $O $R"
 	S=/sys/block/$(dmsetup info -c --noheadings -o blkdevname p)/presnap
@@ -46,7 +46,7 @@ remove() { # in good time, whatever has failed
 	[ $(($(now_ms) - begin)) -lt 5000 ] || die "removing took $(($(now_ms) - begin)) ms"
 }
 origin 0 65536 good
-region 0 16384 good
+region 0 17280 good
 oracle
 
 # fails WHERE FIRST COUNT KIND: the region fails there, while a snapshot is being made and an image is read
@@ -98,19 +98,19 @@ again() {
 	ok "$1: opened again"
 }
 
-fails "the index cannot be written" 256 128 error_writes
+fails "the index cannot be written" 1024 256 error_writes
 remove
-region 0 16384 good
+region 0 17280 good
 again "the index cannot be written"
 
-fails "the region cannot be written" 0 16384 error_writes
-region 0 16384 good # before the close, which can say then that the image is lost
+fails "the region cannot be written" 0 17280 error_writes
+region 0 17280 good # before the close, which can say then that the image is lost
 remove
 again "the region cannot be written"
 
-fails "the region is gone" 0 16384 error
+fails "the region is gone" 0 17280 error
 remove
-region 0 16384 good
+region 0 17280 good
 expect_fail dmsetup message p 0 list
 ok "the region is gone"
 

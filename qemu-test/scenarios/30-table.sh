@@ -108,8 +108,8 @@ dmsetup create p --table "0 $N presnap $O $R2 2 origin_id $ID"
 dmsetup remove p
 ok "a region for any origin"
 
-# Damage. Superblocks are blocks 0 and 15, roots 16..23 and 24..31, index block 0 is 32 and 33 (docs/region-format.md).
-save() { dd if="$R" of=/tmp/head bs=4096 count=34 iflag=direct status=none; }
+# Damage. Superblocks are blocks 0 and 15, roots 16..23 and 24..31, intent maps 32..39 and 40..47, index block 0 is 128 and 129 (docs/region-format.md).
+save() { dd if="$R" of=/tmp/head bs=4096 count=130 iflag=direct status=none; }
 restore() { dd if=/tmp/head of="$R" bs=4096 oflag=direct conv=notrunc status=none; }
 put() { # put zero|urandom BLOCK [COUNT]
 	dd if="/dev/$1" of="$R" bs=4096 seek="$2" count="${3:-1}" oflag=direct iflag=fullblock status=none
@@ -150,7 +150,7 @@ restore
 put zero 16 16
 bad "Region is damaged: no valid root" "$line"
 restore
-put urandom 32 2
+put urandom 128 2
 bad "Region is damaged: an index block is not valid" "$line"
 restore
 for copy in 16 24; do
@@ -165,8 +165,15 @@ for copy in 16 24; do
 	save
 	# Opening and closing has written the other copy: both are good again.
 done
+# Without its intent nothing is lost but the knowledge of what has changed.
+put urandom 32 16
+log_mark
+dmsetup create p --table "$line" || die "a region without intent is refused"
+log_since | grep -q "intent map has the wrong magic number: the next delta is full" || die "damaged intent is not reported"
+dmsetup status p | grep -q ' full-needed$' || die "status without intent: $(dmsetup status p)"
+dmsetup remove p
 dmsetup create p --table "$line"
-dmsetup status p
+dmsetup status p | grep -q ' full-needed$' || die "that intent was lost is forgotten: $(dmsetup status p)"
 dmsetup remove p
 dmsetup ls | grep -q '^No devices' || die "devices are left of bad tables: $(dmsetup ls)"
 presnap check --data "$R"
