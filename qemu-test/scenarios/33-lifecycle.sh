@@ -125,6 +125,26 @@ create
 dmsetup remove p
 ok "remove --force under load"
 
+# Given up as soon as it is made, because the next line of the table is refused, while the CPUs have other things to do: the
+# worker may not have begun, and the region has to be closed all the same.
+printf '0 %s presnap %s %s\n%s 8 error nothing 0\n' "$N" "$O" "$R" "$N" >/tmp/table
+hogs=()
+for i in 1 2 3 4; do
+	(while :; do :; done) &
+	hogs+=($!)
+done
+log_mark
+for i in 1 2 3 4 5 6; do
+	if dmsetup create p /tmp/table 2>/dev/null; then die "a table with a bad line was loaded"; fi
+done
+kill "${hogs[@]}"
+wait "${hogs[@]}" || :
+create
+dmsetup remove p
+log_since >/tmp/said
+if grep 'not closed in order' /tmp/said; then die "a table that was given up left its region open"; fi
+ok "given up at once"
+
 # Two devices: each its own numbers, files and region.
 presnap format --origin "$O" "$R" --force >/dev/null 2>&1
 create

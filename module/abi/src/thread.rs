@@ -5,7 +5,7 @@
 use crate::bindings;
 use kernel::bindings as k;
 use kernel::prelude::*;
-use kernel::sync::Arc;
+use kernel::sync::{Arc, Completion};
 use kernel::types::Opaque;
 
 /// The place where a thread sleeps until somebody has work for it.
@@ -112,8 +112,9 @@ unsafe impl Sync for Thread {}
 
 /// What a new thread is given.
 struct Start<B> {
-    body: B,
+    body: KBox<B>,
     wake: Arc<Wake>,
+    running: Arc<Completion>,
 }
 
 /// # Safety
@@ -121,17 +122,21 @@ struct Start<B> {
 /// Called by the kthread code, once, with the pointer that `Thread::spawn` passed.
 unsafe extern "C" fn trampoline<B: Body>(data: *mut kernel::ffi::c_void) -> kernel::ffi::c_int {
     // SAFETY: `data` is the pointer made by `KBox::into_raw` in `Thread::spawn`, handed over once.
-    let mut start = unsafe { KBox::from_raw(data.cast::<Start<KBox<B>>>()) };
+    let start = unsafe { KBox::from_raw(data.cast::<Start<B>>()) };
+    let Start { mut body, wake, running } = KBox::into_inner(start);
+    running.complete_all();
+    drop(running);
     // SAFETY: Sets a flag of the current task. It is never restored: all that this thread ever
     // does is on the way of I/O, so its allocations must not wait for I/O.
     let _ = unsafe { bindings::presnap_noio_save() };
-    start.body.begin();
+    body.begin();
     while !should_stop() {
-        start.wake.wait(start.body.sleep_us());
-        start.body.turn();
+        wake.wait(body.sleep_us());
+        body.turn();
     }
-    start.body.end();
-    drop(start);
+    body.end();
+    drop(body);
+    drop(wake);
     // `kthread_stop` needs the thread to exist until it is called.
     while !should_stop() {
         // SAFETY: Sleeping in a kthread; any wake-up is fine.
@@ -141,11 +146,14 @@ unsafe extern "C" fn trampoline<B: Body>(data: *mut kernel::ffi::c_void) -> kern
 }
 
 impl Thread {
-    /// Starts a thread named `name` that runs `body`, and that sleeps on `wake`.
+    /// Starts a thread named `name` that runs `body`, and that sleeps on `wake`. When this returns, the
+    /// thread has the body: one that is told to stop before it has begun never does, and nobody drops it.
     ///
     /// Sleeps. Fails with `ENOMEM`, or `EINTR` when the caller is being killed.
     pub fn spawn<B: Body>(name: &CStr, wake: Arc<Wake>, body: KBox<B>) -> Result<Self> {
-        let start = KBox::new(Start { body, wake: wake.clone() }, GFP_KERNEL)?;
+        let running = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
+        let start = Start { body, wake: wake.clone(), running: running.clone() };
+        let start = KBox::new(start, GFP_KERNEL)?;
         let data = KBox::into_raw(start);
         // SAFETY: The format consumes one string; `data` stays valid until the trampoline, the
         // only one to get it, turns it back into a box.
@@ -170,6 +178,7 @@ impl Thread {
         unsafe { k::get_task_struct(task) };
         // SAFETY: As above.
         unsafe { k::wake_up_process(task) };
+        running.wait_for_completion();
         // INVARIANT: Created, referenced, not stopped.
         Ok(Self { task, wake })
     }
