@@ -4,7 +4,7 @@
 
 use kernel::prelude::*;
 use presnap_abi::dm::Text;
-use presnap_abi::memory::zeroed_array;
+use presnap_abi::memory::{zeroed_array, NoIo};
 use presnap_engine::features::{FeatureVector, FEATURES};
 use presnap_engine::model::{Model, BLOB_BYTES_MAX};
 
@@ -14,7 +14,7 @@ pub(crate) const VECTORS: usize = 1024;
 pub(crate) const VECTOR_BYTES: usize = FEATURES * 2;
 
 /// See the module. Behind the device's mutex, so a commit waits for scoring to end and the other
-/// way round.
+/// way round. The worker may be on the way of I/O then: what is allocated in here must not wait for I/O.
 pub(crate) struct Models {
     current: Option<Model<KVVec<u8>>>,
     previous: Option<Model<KVVec<u8>>>,
@@ -71,6 +71,7 @@ impl Models {
             return Err(self.refuse("the blob was not written from front to back"));
         }
         if self.upload.is_empty() {
+            let _no_io = NoIo::enter();
             self.upload = zeroed_array(BLOB_BYTES_MAX)?;
         }
         self.upload.get_mut(offset..end).ok_or(EINVAL)?.copy_from_slice(data);
@@ -83,6 +84,7 @@ impl Models {
         if self.uploaded == 0 {
             return Err(self.refuse("nothing was uploaded"));
         }
+        let _no_io = NoIo::enter();
         let mut blob = zeroed_array(self.uploaded)?;
         if let Some(data) = self.upload.get(..self.uploaded) {
             blob.copy_from_slice(data);
@@ -145,6 +147,7 @@ impl Models {
         }
         let Some(model) = self.current.as_ref() else { return Err(ENODATA) };
         if self.answers.is_empty() {
+            let _no_io = NoIo::enter();
             self.answers = zeroed_array(VECTORS * 2)?;
         }
         let first = usize::try_from(offset / VECTOR_BYTES as u64).map_err(|_| EFBIG)?;

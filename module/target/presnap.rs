@@ -13,6 +13,7 @@ use presnap_abi::bio::{Op, Status};
 use presnap_abi::dm::{
     self, Args, Constructor, Disposition, EndedBio, MapBio, MappedDevice, StatusKind, Text,
 };
+use presnap_abi::memory::NoIo;
 use presnap_engine::region::LayoutError;
 use presnap_engine::table::{parse_features, Features};
 
@@ -98,6 +99,8 @@ impl dm::Target for Target {
     }
 
     fn resume(&self) {
+        // The device is still suspended: memory that is had by writing to it would be waited for in vain.
+        let _no_io = NoIo::enter();
         let mut files = self.files.lock();
         if files.is_none() {
             match sysfs::Tree::new(&self.md, self.device()) {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Large zeroed arrays for engine structures.
+//! Large zeroed arrays for engine structures, and allocations that must not wait for I/O.
 
+use crate::bindings;
+use core::marker::PhantomData;
 use kernel::alloc::flags::GFP_KERNEL;
 use kernel::prelude::*;
 
@@ -46,4 +48,27 @@ pub fn array_with<T>(len: usize, mut make: impl FnMut() -> T) -> Result<KVVec<T>
         v.push(make(), GFP_KERNEL)?;
     }
     Ok(v)
+}
+
+/// While this exists, no allocation of the current thread waits for I/O: for what I/O waits for in turn.
+pub struct NoIo {
+    before: u32,
+    /// It stays in its thread.
+    _here: PhantomData<*mut ()>,
+}
+
+impl NoIo {
+    /// Begins.
+    pub fn enter() -> Self {
+        // SAFETY: Sets a flag of the current task; `drop` restores it.
+        let before = unsafe { bindings::presnap_noio_save() };
+        Self { before, _here: PhantomData }
+    }
+}
+
+impl Drop for NoIo {
+    fn drop(&mut self) {
+        // SAFETY: What `enter` found, in the same task.
+        unsafe { bindings::presnap_noio_restore(self.before) };
+    }
 }

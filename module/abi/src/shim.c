@@ -71,6 +71,11 @@ unsigned int presnap_noio_save(void)
 	return memalloc_noio_save();
 }
 
+void presnap_noio_restore(unsigned int before)
+{
+	memalloc_noio_restore(before);
+}
+
 void presnap_bio_set_dev(struct bio *bio, struct block_device *bdev)
 {
 	bio_set_dev(bio, bdev);

@@ -23,6 +23,7 @@ void presnap_wake_init(struct presnap_wake *wake);
 void presnap_wake_up(struct presnap_wake *wake);
 void presnap_wake_wait(struct presnap_wake *wake, unsigned int timeout_us);
 unsigned int presnap_noio_save(void);
+void presnap_noio_restore(unsigned int before);
 void presnap_rest(unsigned int us);
 void presnap_set_slice(u64 ns);
 int presnap_set_nice(int nice);

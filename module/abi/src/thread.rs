@@ -3,6 +3,7 @@
 //! One kernel thread with a place to sleep.
 
 use crate::bindings;
+use crate::memory::NoIo;
 use kernel::bindings as k;
 use kernel::prelude::*;
 use kernel::sync::{Arc, Completion};
@@ -126,9 +127,8 @@ unsafe extern "C" fn trampoline<B: Body>(data: *mut kernel::ffi::c_void) -> kern
     let Start { mut body, wake, running } = KBox::into_inner(start);
     running.complete_all();
     drop(running);
-    // SAFETY: Sets a flag of the current task. It is never restored: all that this thread ever
-    // does is on the way of I/O, so its allocations must not wait for I/O.
-    let _ = unsafe { bindings::presnap_noio_save() };
+    // All that this thread ever does is on the way of I/O.
+    let _no_io = NoIo::enter();
     body.begin();
     while !should_stop() {
         wake.wait(body.sleep_us());
