@@ -122,6 +122,11 @@ const char *presnap_target_name(struct dm_target *ti)
 	return dm_table_device_name(ti->table);
 }
 
+void presnap_attribute_init(struct attribute *attr)
+{
+	sysfs_attr_init(attr);
+}
+
 u32 presnap_crc32c(const void *data, size_t length)
 {
 	return ~crc32c(~0U, data, length);

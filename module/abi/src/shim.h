@@ -38,6 +38,7 @@ unsigned int presnap_bdev_discard_granularity(struct block_device *bdev);
 struct kobject *presnap_target_kobject(struct dm_target *ti);
 dev_t presnap_target_dev(struct dm_target *ti);
 const char *presnap_target_name(struct dm_target *ti);
+void presnap_attribute_init(struct attribute *attr);
 
 u32 presnap_crc32c(const void *data, size_t length);
 u64 presnap_realtime_ns(void);

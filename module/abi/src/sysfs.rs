@@ -2,6 +2,7 @@
 
 //! Directories of attributes in sysfs, below the disk of a mapped device.
 
+use crate::bindings;
 use crate::dm::{MappedDevice, Text};
 use core::ptr::NonNull;
 use kernel::alloc::flags::{GFP_KERNEL, __GFP_ZERO};
@@ -123,10 +124,8 @@ impl Directory {
             let mut attribute = k::bin_attribute::default();
             attribute.attr.name = spec.name.as_char_ptr();
             attribute.attr.mode = spec.mode;
-            #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
-            {
-                attribute.attr.set_ignore_lockdep(true);
-            }
+            // SAFETY: An attribute of ours; lockdep gets a key for it.
+            unsafe { bindings::presnap_attribute_init(&mut attribute.attr) };
             if let Some(size) = spec.binary {
                 attribute.size = size;
                 attribute.read = Some(read_binary);
