@@ -2,7 +2,7 @@
 
 //! Opening a region: reading what is there, and deciding what of it counts.
 
-use crate::device::{block_map, empty_slots, BlockMap, Parts, RootTable, Slots};
+use crate::device::{block_map, empty_slots, BlockMap, Device, Parts, RootTable, Slots};
 use crate::presnap::layout_error;
 use crate::worker::Found;
 use kernel::prelude::*;
@@ -75,6 +75,8 @@ impl Table {
 pub(crate) struct Opened {
     pub(crate) parts: Parts,
     pub(crate) found: Found,
+    /// To be set before the device is used.
+    pub(crate) mark: Mark,
 }
 
 /// What has changed since the last snapshot, as far as the region says.
@@ -473,32 +475,8 @@ pub(crate) fn open(
         intents,
         dirty,
     };
-    let found = Found { index, root_next, intent: order, dirty_pages };
-    let mut opened = Opened { parts, found };
-    mark_open(&mut opened, &mut reader)?;
-    Ok(opened)
+    let mark = Mark { transfer: reader.transfer, next: root_next, flags: parts.root.header.flags };
+    let found = Found { index, root_next: mark.root_next(), intent: order, dirty_pages };
+    Ok(Opened { parts, found, mark })
 }
-
-/// Writes the root without the mark of an orderly close.
-fn mark_open(opened: &mut Opened, reader: &mut Reader<'_, '_>) -> Result {
-    let header = &mut opened.parts.root.header;
-    header.flags &= !ROOT_CLEAN;
-    header.seq = header.seq.saturating_add(1);
-    let first_op = header.next_op;
-    header.next_op = first_op.saturating_add(OP_RESERVE);
-    let block = opened.parts.layout.root_block(opened.found.root_next);
-    let sector = block.saturating_mul(BLOCK_SECTORS.into());
-    let written = {
-        let buf = reader.transfer.buffer().ok_or(EIO)?;
-        let out = buf.first_chunk_mut::<ROOT_BYTES>().ok_or(EIO)?;
-        opened.parts.root.encode_into(out);
-        reader.transfer.write_wait(&reader.region, sector, ROOT_BYTES, Durability::Barrier)
-    };
-    opened.parts.root.header.next_op = first_op;
-    opened.found.root_next = opened.found.root_next.other();
-    if written.is_err() {
-        reader.ctor.error(c"Cannot write to the region device");
-        return Err(EIO);
-    }
-    Ok(())
 }

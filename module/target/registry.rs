@@ -106,14 +106,17 @@ pub(crate) fn open(
         return Ok(User { device, md: md.clone(), features: *features });
     }
     let opened = region::open(ctor, origin, region, sectors, features)?;
-    let region::Opened { parts, found } = opened;
+    let region::Opened { parts, found, mut mark } = opened;
     let device = Device::new(parts, Knobs::new())?;
     restore_guard(&device);
     let mut users = KVec::new();
     users.push(md.number(), GFP_KERNEL)?;
     entries.reserve(1, GFP_KERNEL)?;
     let worker = KBox::new(Worker::new(&device, found)?, GFP_KERNEL)?;
-    let worker = Thread::spawn(c"presnap", device.wake.clone(), worker)?;
+    // Only now: what has failed so far has left the region as it was.
+    mark.set(&device).inspect_err(|_| ctor.error(c"Cannot write to the region device"))?;
+    let worker = Thread::spawn(c"presnap", device.wake.clone(), worker)
+        .inspect_err(|_| mark.take_back(&device))?;
     entries.push(Entry { device: device.clone(), users, _worker: worker }, GFP_KERNEL)?;
     Ok(User { device, md: md.clone(), features: *features })
 }
