@@ -33,6 +33,8 @@ pub(crate) const OP_RESERVE: u64 = 1 << 40;
 const BUFFER_BLOCKS: u64 = LOG_START_BLOCK + LOG_BLOCKS - INTENT_START_BLOCKS[0];
 /// Slots read at once.
 const SLOTS_READ: u32 = 64;
+/// Nothing that counts that far was counted; what would be written next might not count.
+const EXHAUSTED: &CStr = c"Region has used up its numbers: format it anew";
 const BUFFER_BYTES: usize = BUFFER_BLOCKS as usize * BLOCK_BYTES as usize;
 
 /// What is known of an index block on disk.
@@ -148,6 +150,9 @@ impl Reader<'_, '_> {
             Ok(picked) => picked,
             Err(e) => return self.refuse(e, c"Region is damaged: no valid root"),
         };
+        if let Err(e) = picked.value.check_room() {
+            return self.refuse(e, EXHAUSTED);
+        }
         let bytes = if picked.copy == Copy2::A { a } else { b };
         match Root::decode(bytes, records, limits) {
             Ok(root) => Ok((root, picked.copy.other())),
@@ -180,6 +185,9 @@ impl Reader<'_, '_> {
                         return Err(EINVAL);
                     }
                 };
+                if let Err(e) = picked.value.check_room() {
+                    return self.refuse(e, EXHAUSTED);
+                }
                 if let Some(state) = states.get_mut(number as usize) {
                     state.seq = picked.value.seq();
                     state.next = picked.copy.other();
@@ -478,5 +486,4 @@ pub(crate) fn open(
     let mark = Mark { transfer: reader.transfer, next: root_next, flags: parts.root.header.flags };
     let found = Found { index, root_next: mark.root_next(), intent: order, dirty_pages };
     Ok(Opened { parts, found, mark })
-}
 }

@@ -112,6 +112,8 @@ pub enum Fault {
     Slot,
     /// A block outside of the origin.
     Block,
+    /// A number that is counted up has come so far that it could end.
+    Exhausted,
 }
 
 impl Fault {
@@ -139,6 +141,7 @@ impl Fault {
             Self::Kind => "has an unknown kind of entry",
             Self::Slot => "has a slot outside of the region",
             Self::Block => "has a block outside of the origin",
+            Self::Exhausted => "has numbers that are nearly used up",
         }
     }
 }
@@ -223,6 +226,12 @@ impl Limits {
     fn snapshot_ok(&self, id: u32) -> bool {
         id != 0 && id <= self.next_snapshot.saturating_add(1)
     }
+}
+
+/// Whether a number that is counted up may be gone on from. No region gets to half of 64 bits, or in a century to half
+/// of 32, by counting; one that says so was made to, and its next version would be taken for an older one.
+fn has_room(number: u64, most: u64) -> bool {
+    number <= most >> 1
 }
 
 /// Returns the low half of a region's uuid, the short identity in index blocks.

@@ -3,7 +3,7 @@
 //! Index blocks: what each slot holds. An index block describes 254 slots and has two copies, written in turn.
 
 use super::bytes::{is_zero, put_u32, Reader, Writer};
-use super::{pick_newer, Fault, FormatError, Limits, Part, Picked, MAX_ORIGIN_BLOCKS};
+use super::{has_room, pick_newer, Fault, FormatError, Limits, Part, Picked, MAX_ORIGIN_BLOCKS};
 use crate::crc32c::{crc32c, with_hole};
 use crate::geometry::BLOCK_BYTES;
 
@@ -236,6 +236,15 @@ impl<'a> IndexBlock<'a> {
         self.seq
     }
 
+    /// Checks that its sequence number can be counted on from: to be asked before the region is written to.
+    pub fn check_room(&self) -> Result<(), FormatError> {
+        if has_room(self.seq, u64::MAX) {
+            Ok(())
+        } else {
+            Err(FormatError::new(Part::Index, Fault::Exhausted))
+        }
+    }
+
     /// The slots described and the bytes of their entries.
     fn slots(&self) -> impl Iterator<Item = (u32, &'a [u8])> {
         let first = self.index_no.saturating_mul(INDEX_ENTRIES);
@@ -299,6 +308,14 @@ mod tests {
         assert_eq!(fault(&block, 1), Fault::Misplaced);
         let other = Limits { region_uuid: [8; 16], ..LIMITS };
         assert_eq!(IndexBlock::decode(&block, 2, &other).unwrap_err().fault, Fault::Foreign);
+    }
+
+    #[test]
+    fn a_sequence_that_could_end_is_not_gone_on_from() {
+        let room = |seq| IndexBlock::decode(&encoded(2, seq, 9), 2, &LIMITS).unwrap().check_room();
+        assert_eq!(room(u64::MAX >> 1), Ok(()));
+        assert_eq!(room(1 << 63).unwrap_err().fault, Fault::Exhausted);
+        assert_eq!(room(u64::MAX).unwrap_err().fault, Fault::Exhausted);
     }
 
     #[test]

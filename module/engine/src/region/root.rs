@@ -8,7 +8,7 @@
 use core::ops::DerefMut;
 
 use super::bytes::{is_zero, put_u32, Reader, Writer};
-use super::{pick_newer, Fault, FormatError, Limits, Part, Picked, NO_SLOT};
+use super::{has_room, pick_newer, Fault, FormatError, Limits, Part, Picked, NO_SLOT};
 use crate::crc32c::with_hole;
 
 /// Bytes of the root: 8 blocks.
@@ -369,6 +369,18 @@ impl RootHeader {
     pub fn pick(a: &[u8], b: &[u8], limits: &Limits) -> Result<Picked<Self>, FormatError> {
         pick_newer(Self::decode(a, limits), Self::decode(b, limits), |header| header.seq)
     }
+
+    /// Checks that its numbers can be counted on from: to be asked before the region is written to.
+    pub fn check_room(&self) -> Result<(), FormatError> {
+        let room = has_room(self.seq, u64::MAX)
+            && has_room(self.next_op, u64::MAX)
+            && has_room(self.next_snapshot.into(), u32::MAX.into());
+        if room {
+            Ok(())
+        } else {
+            Err(FormatError::new(Part::Root, Fault::Exhausted))
+        }
+    }
 }
 
 /// Checks a whole encoded root and hands out its records.
@@ -644,6 +656,23 @@ mod tests {
         let few = vec![SnapshotRecord::ZERO; 3];
         let refused = Root::decode(&encoded(&root(1, 4))[..], few, &LIMITS).err().unwrap();
         assert_eq!(refused.fault, Fault::Count);
+    }
+
+    #[test]
+    fn numbers_that_could_end_are_not_gone_on_from() {
+        let fault = |change: fn(&mut RootHeader)| {
+            let mut root = root(1, 0);
+            change(&mut root.header);
+            // It is whole, and can be read.
+            let header = RootHeader::decode(&encoded(&root)[..], &LIMITS).unwrap();
+            header.check_room().err().map(|e| e.fault)
+        };
+        assert_eq!(fault(|h| h.seq = u64::MAX), Some(Fault::Exhausted));
+        assert_eq!(fault(|h| h.next_op = u64::MAX), Some(Fault::Exhausted));
+        assert_eq!(fault(|h| h.next_op = 1 << 63), Some(Fault::Exhausted));
+        assert_eq!(fault(|h| h.next_snapshot = u32::MAX), Some(Fault::Exhausted));
+        assert_eq!(fault(|h| (h.seq, h.next_op) = (u64::MAX >> 1, u64::MAX >> 1)), None);
+        assert_eq!(fault(|h| h.next_snapshot = u32::MAX >> 1), None);
     }
 
     #[test]
