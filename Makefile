@@ -3,7 +3,7 @@
 # presnap: see README.md; `make help` lists what can be made. The work is done by scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help sysroot kdir module clippy-module userspace clippy-userspace fmt check-fmt test unit-test vm-test demo bench clean distclean-cache
+.PHONY: help sysroot kdir module clippy-module userspace clippy-userspace fmt check-fmt test unit-test fuzz vm-test demo bench clean distclean-cache
 MAKEFLAGS += --no-builtin-rules
 
 help: ## this list
@@ -39,6 +39,9 @@ check-fmt: ## fail if a Rust file is not formatted
 
 unit-test: ## the tests that need no kernel
 	@scripts/userspace test
+
+fuzz: ## fuzzing, with what was found before [MINUTES=10] [TARGET=...]
+	@scripts/fuzz $(or $(MINUTES),10) $(TARGET)
 
 vm-test: module userspace ## the scenarios in the VM [SCENARIOS="name ..."]
 	@qemu-test/run $(SCENARIOS)

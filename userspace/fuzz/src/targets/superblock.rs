@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The two copies of the superblock.
+
+use presnap_engine::region::layout::MIN_SLOTS;
+use presnap_engine::region::superblock::SUPERBLOCK_BYTES;
+use presnap_engine::region::{Copy2, Layout, Superblock, MAX_ORIGIN_BLOCKS};
+
+use crate::bytes::{mend, says, Input};
+
+/// Bytes that have fields, with some reserved ones.
+const HEAD: usize = 88;
+
+/// A copy: a byte of choices, the fields, patches. Without input it is blank.
+fn copy(input: &mut Input<'_>) -> Vec<u8> {
+    let mut out = vec![0; SUPERBLOCK_BYTES];
+    if input.is_empty() {
+        return out;
+    }
+    let raw = input.u8() & 1 != 0;
+    input.fill(&mut out, HEAD);
+    input.patch(&mut out);
+    if !raw {
+        mend(&mut out, 12);
+    }
+    out
+}
+
+/// An accepted superblock is one that could have been written, of a region that can be.
+fn sound(s: &Superblock, bytes: &[u8]) {
+    let mut again = [0xee; SUPERBLOCK_BYTES];
+    s.encode(&mut again);
+    assert!(again == bytes, "{s:?} is not what was read");
+    let layout = Layout::for_region(s.region_blocks).expect("a region of this size can be");
+    assert!(layout.slots == s.slots && u64::from(s.slots) >= MIN_SLOTS);
+    assert_eq!(layout.slot_block(s.slots - 1), s.region_blocks - 1);
+    assert!(
+        layout.index_copy_block(layout.index_block(s.slots - 1).0, Copy2::B) < layout.data_start
+    );
+    assert!((1..=MAX_ORIGIN_BLOCKS).contains(&s.origin_blocks()));
+    assert!(s.origin_blocks() * 8 >= s.origin_sectors);
+}
+
+pub(crate) fn run(data: &[u8]) {
+    let mut input = Input::new(data);
+    let (a, b) = (copy(&mut input), copy(&mut input));
+    let decoded = [&a, &b].map(|bytes| {
+        let decoded = Superblock::decode(bytes);
+        match &decoded {
+            Ok(s) => sound(s, bytes),
+            Err(e) => says(e),
+        }
+        decoded
+    });
+    match (Superblock::pick(&a, &b), decoded) {
+        (Ok(picked), [Ok(first), second]) => {
+            assert_eq!((picked.copy, picked.value), (Copy2::A, first));
+            assert_eq!(picked.other_fault.is_none(), second == Ok(first));
+        }
+        (Ok(picked), [Err(e), Ok(second)]) => {
+            assert_eq!((picked.copy, picked.value), (Copy2::B, second));
+            assert_eq!(picked.other_fault, Some(e));
+        }
+        (Err(_), [Err(_), Err(_)]) => {}
+        (picked, decoded) => panic!("{picked:?} of {decoded:?}"),
+    }
+}
+
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
+    let mut out = vec![Vec::new()];
+    for (region_blocks, origin_sectors) in [(1072, 1), (4096, 1 << 21), (1 << 32, 1 << 51)] {
+        let Ok(layout) = Layout::for_region(region_blocks) else { continue };
+        let mut bytes = [0; SUPERBLOCK_BYTES];
+        Superblock {
+            region_uuid: *b"0123456789abcdef",
+            origin_id: [3; 16],
+            origin_sectors,
+            region_blocks,
+            slots: layout.slots,
+            created_realtime_s: 1_700_000_000,
+        }
+        .encode(&mut bytes);
+        let one = [&[0], &bytes[..HEAD], &[0]].concat();
+        out.push([&one[..], &one].concat());
+        out.push(one);
+    }
+    out
+}
