@@ -395,6 +395,16 @@ pub(crate) fn image_is_live(root: &RootTable) -> bool {
     root.iter().any(|r| r.scope == Scope::Image && r.state == SnapshotState::Sealed)
 }
 
+/// Forgets what is not sealed. No such record is written by this target, and all else relies on it: on the content of
+/// an image, and on the base of the next delta, which without it is not known.
+fn forget_unsealed(region: BlockDevice, root: &mut RootTable) {
+    while let Some(r) = root.iter().find(|r| r.state != SnapshotState::Sealed).copied() {
+        pr_warn!("{}: snapshot {} is {}: forgotten\n", region.number(), r.id, r.state.as_str());
+        let _ = root.remove(r.id);
+        root.header.flags |= ROOT_FULL_NEEDED;
+    }
+}
+
 /// Reads a region and checks that it belongs to the origin. Sleeps.
 pub(crate) fn open(
     ctor: &mut Constructor<'_>,
@@ -434,6 +444,7 @@ pub(crate) fn open(
         next_snapshot: u32::MAX,
     };
     let (mut root, root_next) = reader.root(&layout, &limits)?;
+    forget_unsealed(region, &mut root);
     limits.next_snapshot = root.header.next_snapshot;
     let mut table = reader.table(&layout, &limits)?;
     let clean = root.header.flags & ROOT_CLEAN != 0;
