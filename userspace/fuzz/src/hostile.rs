@@ -7,6 +7,7 @@ use presnap_engine::crc32c::crc32c;
 use presnap_engine::manifest::chain_crc;
 use presnap_engine::region::root::{MAX_SNAPSHOTS, ROOT_BYTES, SNAPSHOT_BYTES};
 use presnap_engine::region::Copy2;
+use presnap_engine::replication::{RECORD_HEADER_BYTES as STREAM_RECORD, STREAM_HEADER_BYTES};
 
 use crate::bytes::{get_u32, mend, put_u32};
 use crate::recover::{recover, Recovered, BLOCK};
@@ -56,6 +57,26 @@ const INDEX: Fields = &[(0, 4), (4, 4), (8, 8), (16, 8), (24, 4), (28, 4)];
 const ENTRY: Fields = &[(0, 6), (0, 6), (6, 1), (7, 1), (8, 4), (8, 4), (12, 4)];
 const PAGE: Fields = &[(0, 4), (4, 4), (8, 4), (12, 4), (16, 4), (20, 4), (24, 8)];
 const CHUNK: Fields = &[(0, 8), (8, 4), (12, 4), (16, 2), (18, 2), (20, 4), (24, 8)];
+
+const STREAM: Fields = &[
+    (0, 8),
+    (8, 4),
+    (16, 4),
+    (20, 4),
+    (24, 4),
+    (28, 8),
+    (44, 8),
+    (60, 8),
+    (68, 8),
+    (76, 8),
+    (84, 8),
+    (92, 8),
+    (100, 8),
+    (108, 8),
+    (116, 8),
+    (124, 4),
+];
+const RECORD_OF_STREAM: Fields = &[(0, 1), (1, 1), (4, 4), (8, 8), (16, 8), (24, 4), (36, 4)];
 
 /// Where checksums lie, and lists begin.
 const SUPERBLOCK_CRC: usize = 12;
@@ -123,6 +144,10 @@ impl Forger {
     /// A value for a field: near what it is, at an end, of another meaning, or anything.
     fn value(&mut self, now: u64, width: usize) -> u64 {
         let most = u64::MAX >> (64 - 8 * width);
+        // A byte is a kind, a state, a scope, flags: the next one may be as good.
+        if width == 1 && self.one_in(2) {
+            return self.rng.u64(..5);
+        }
         match self.rng.u8(..9) {
             0 => 0,
             1 => most,
@@ -184,6 +209,9 @@ impl Forger {
             r.root.header.next_snapshot.into(),
             r.root.header.next_op,
             r.root.header.seq,
+            1,
+            2,
+            3,
             1 << 31,
             1 << 48,
             1 << 63,
@@ -191,7 +219,9 @@ impl Forger {
         self.said.clear();
         self.trusted = true;
         let mut bytes = good.to_vec();
-        for _ in 0..1 + self.below(4) {
+        let changes = 1 + self.below(4);
+        // Not every change finds what it would change.
+        while self.said.len() < changes {
             let mend = !self.one_in(6);
             match self.rng.u8(..16) {
                 0 | 1 => self.superblock(&mut bytes, &r, mend),
@@ -402,6 +432,91 @@ impl Forger {
             crate::net::mend(&mut blob);
         }
         blob
+    }
+
+    /// Makes a hostile stream of a good one.
+    pub fn stream(&mut self, good: &[u8]) -> Vec<u8> {
+        let mut parts = parts(good);
+        self.said.clear();
+        self.numbers = vec![1, 2, 3, 4, 64, 65, 512, 4096, 1 << 31, 1 << 48, good.len() as u64];
+        for _ in 0..1 + self.below(3) {
+            if parts.len() < 2 {
+                break;
+            }
+            let which = self.below(parts.len());
+            match self.rng.u8(..12) {
+                0 => drop(parts.remove(which)),
+                1 => {
+                    let again = parts[which].clone();
+                    parts.insert(self.below(parts.len()), again);
+                }
+                2 => {
+                    let other = self.below(parts.len());
+                    parts.swap(which, other);
+                }
+                3 => {
+                    let len = self.below(parts[which].len());
+                    parts[which].truncate(len);
+                }
+                4 => parts[which].push(0),
+                5..=7 if parts[0].len() >= STREAM_HEADER_BYTES => {
+                    self.change("header", &mut parts[0][..STREAM_HEADER_BYTES], STREAM);
+                }
+                8..=10 if which > 0 && parts[which].len() >= STREAM_RECORD => {
+                    self.change("record", &mut parts[which][..STREAM_RECORD], RECORD_OF_STREAM);
+                }
+                _ => {
+                    let place = self.below(parts[which].len());
+                    if let Some(byte) = parts[which].get_mut(place) {
+                        *byte ^= 1 << self.rng.u8(..8);
+                    }
+                }
+            }
+        }
+        if !self.one_in(6) {
+            let renumber = self.one_in(2);
+            mend_stream(&mut parts, renumber);
+        }
+        parts.concat()
+    }
+}
+
+/// The parts of a stream: its header, and each record with its data.
+pub fn parts(stream: &[u8]) -> Vec<Vec<u8>> {
+    let (header, mut rest) = stream.split_at(STREAM_HEADER_BYTES.min(stream.len()));
+    let mut out = vec![header.to_vec()];
+    while rest.len() >= STREAM_RECORD {
+        let data = if rest[0] == 1 { get_u32(rest, 4) as usize * BLOCK } else { 0 };
+        let (part, tail) = rest.split_at((STREAM_RECORD + data).min(rest.len()));
+        out.push(part.to_vec());
+        rest = tail;
+    }
+    out.push(rest.to_vec());
+    out.retain(|p| !p.is_empty());
+    out
+}
+
+/// Puts the checksums of a stream right, the chain of its records too; and their numbers.
+fn mend_stream(parts: &mut [Vec<u8>], renumber: bool) {
+    let Some((header, records)) = parts.split_first_mut() else { return };
+    if header.len() != STREAM_HEADER_BYTES {
+        return;
+    }
+    mend(header, 12);
+    let mut chain = crc32c(0, header);
+    for (sequence, record) in (0u64..).zip(records) {
+        if record.len() < STREAM_RECORD {
+            return;
+        }
+        if renumber {
+            record[16..24].copy_from_slice(&sequence.to_le_bytes());
+        }
+        let (head, data) = record.split_at_mut(STREAM_RECORD);
+        put_u32(head, 24, if data.is_empty() { 0 } else { crc32c(0, data) });
+        chain = crc32c(chain, &head[..28]);
+        put_u32(head, 28, chain);
+        let crc = crc32c(0, &head[..32]);
+        put_u32(head, 32, crc);
     }
 }
 

@@ -153,3 +153,35 @@ impl Net {
         out
     }
 }
+
+/// Good models of several shapes.
+pub fn samples() -> Vec<Vec<u8>> {
+    let layer = |inputs: usize, outputs: usize, bias: i32| Layer {
+        weights: (0..inputs * outputs)
+            .map(|i| (i * 37 % 255) as u8 as i8)
+            .map(|w| w.max(-127))
+            .collect(),
+        biases: vec![bias; outputs],
+        requants: vec![Requant { multiplier: 1 << 20, shift: 24 }; outputs],
+    };
+    let normalisers = std::array::from_fn(|i| Normaliser {
+        offset: 100 * i as i16,
+        multiplier: 1000 + i as u16,
+        shift: 14,
+    });
+    let net = |layers| Net { normalisers, layers };
+    [
+        net(vec![layer(12, 1, 10)]),
+        net(vec![layer(12, 3, -5), layer(3, 1, 7)]),
+        net(vec![layer(12, 16, 100), layer(16, 8, 0), layer(8, 1, -1000)]),
+        net(vec![
+            layer(12, 2, i32::MAX - 100_000),
+            layer(2, 2, 0),
+            layer(2, 2, 1),
+            layer(2, 1, i32::MIN / 2),
+        ]),
+    ]
+    .iter()
+    .map(|net| net.write(&Metadata { samples: 1000, ..Metadata::named("seed") }))
+    .collect()
+}

@@ -109,6 +109,16 @@ impl Recovered {
         limits(&self.superblock, self.root.header.next_snapshot)
     }
 
+    /// An index block that cannot be gone on from.
+    pub fn index_without_room(&self, region: &(impl Blocks + ?Sized)) -> Option<u32> {
+        let limits = self.limits();
+        let exhausted = |(&no, &copy): (&u32, &Copy2)| {
+            let bytes = region.block(self.layout.index_copy_block(no, copy))?;
+            IndexBlock::decode(bytes, no, &limits).ok()?.check_room().err().map(|_| no)
+        };
+        self.index_copies.iter().find_map(exhausted)
+    }
+
     /// The chunks of a snapshot, and the slots of its manifest.
     pub fn manifest(
         &self,
