@@ -77,8 +77,8 @@ impl Trace {
             }
             let bytes = u64::from(r.sectors) * 512;
             match r.kind {
-                IoKind::Read => s.bytes_read += bytes,
-                IoKind::Write => s.bytes_written += bytes,
+                IoKind::Read => s.bytes_read = s.bytes_read.saturating_add(bytes),
+                IoKind::Write => s.bytes_written = s.bytes_written.saturating_add(bytes),
                 _ => {}
             }
             s.end_sector = s.end_sector.max(r.sector.saturating_add(u64::from(r.sectors)));

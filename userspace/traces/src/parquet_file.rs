@@ -2,8 +2,11 @@
 
 //! Parquet: one row a request, columns `t_ns` int64, `op` string, `sector` int64, `nsectors` int32.
 
+use std::cell::Cell;
 use std::fs::File;
+use std::panic::UnwindSafe;
 use std::path::Path;
+use std::sync::Once;
 
 use anyhow::{bail, Context, Result};
 use parquet::column::reader::{get_typed_column_reader, ColumnReader};
@@ -12,6 +15,31 @@ use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use presnap_engine::record::{IoKind, IoRecord};
 
 use crate::Trace;
+
+/// Rows asked for at a time.
+const ROWS_AT_ONCE: usize = 1 << 16;
+
+thread_local! {
+    /// A panic of this thread is caught, and its message is not for people.
+    static CAUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f`; a panic becomes an error. The library panics on some files that are no good Parquet.
+fn without_panic<T>(f: impl FnOnce() -> Result<T> + UnwindSafe) -> Result<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !CAUGHT.get() {
+                before(info);
+            }
+        }));
+    });
+    CAUGHT.set(true);
+    let result = std::panic::catch_unwind(f);
+    CAUGHT.set(false);
+    result.unwrap_or_else(|_| bail!("its structure is damaged"))
+}
 
 /// Reads all values of a column of a row group; a missing value is an error.
 fn column<T: DataType>(group: &dyn RowGroupReader, name: &str) -> Result<Vec<T::T>> {
@@ -25,12 +53,13 @@ fn column<T: DataType>(group: &dyn RowGroupReader, name: &str) -> Result<Vec<T::
     let rows = usize::try_from(group.metadata().num_rows()).context("number of rows")?;
     let reader: ColumnReader = group.get_column_reader(at)?;
     let mut reader = get_typed_column_reader::<T>(reader);
-    let mut values = Vec::with_capacity(rows);
+    // The number of rows is what the file says. It is not believed before they are there.
+    let mut values = Vec::new();
     // Columns may be declared optional; their definition levels are then asked for, and all rows must have a value.
-    let mut levels = Vec::with_capacity(rows);
+    let mut levels = Vec::new();
     while values.len() < rows {
-        let (read, _, _) =
-            reader.read_records(rows - values.len(), Some(&mut levels), None, &mut values)?;
+        let most = (rows - values.len()).min(ROWS_AT_ONCE);
+        let (read, _, _) = reader.read_records(most, Some(&mut levels), None, &mut values)?;
         if read == 0 {
             break;
         }
@@ -43,6 +72,10 @@ fn column<T: DataType>(group: &dyn RowGroupReader, name: &str) -> Result<Vec<T::
 
 /// Reads a file.
 pub(crate) fn read(path: &Path) -> Result<Trace> {
+    without_panic(|| read_rows(path))
+}
+
+fn read_rows(path: &Path) -> Result<Trace> {
     let reader = SerializedFileReader::new(File::open(path)?)?;
     let mut trace = Trace::default();
     let mut op = 0;
