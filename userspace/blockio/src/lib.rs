@@ -2,6 +2,8 @@
 
 //! Block devices, and files that stand for them: the few system calls that the tools share, and all of their `unsafe`.
 
+pub mod dm;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
