@@ -74,6 +74,20 @@ impl<'a> Input<'a> {
             }
         }
     }
+
+    /// Sets fields (offset, bytes) to numbers that mean something, or to their neighbours: a count (at most 3), then field,
+    /// number and what is added. A fuzzer that changes bytes seldom makes two numbers equal.
+    pub fn tie(&mut self, out: &mut [u8], fields: &[(usize, usize)], numbers: &[u64]) {
+        for _ in 0..self.u8() & 3 {
+            let [field, number, more] = self.array::<3>().map(usize::from);
+            let (at, width) = fields[field % fields.len()];
+            let value =
+                numbers[number % numbers.len()].wrapping_add(more as u64 % 3).wrapping_sub(1);
+            if let Some(place) = out.get_mut(at..at + width) {
+                place.copy_from_slice(&value.to_le_bytes()[..width]);
+            }
+        }
+    }
 }
 
 /// Writes a number, if there is room.
@@ -81,6 +95,13 @@ pub fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
     if let Some(place) = bytes.get_mut(at..at.saturating_add(4)) {
         place.copy_from_slice(&value.to_le_bytes());
     }
+}
+
+/// Reads a field of up to 8 bytes (offset, bytes).
+pub fn get(bytes: &[u8], (at, width): (usize, usize)) -> u64 {
+    let mut out = [0; 8];
+    out[..width].copy_from_slice(&bytes[at..at + width]);
+    u64::from_le_bytes(out)
 }
 
 /// Reads a number; 0 if it is not there.

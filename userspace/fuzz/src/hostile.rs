@@ -9,13 +9,13 @@ use presnap_engine::region::root::{MAX_SNAPSHOTS, ROOT_BYTES, SNAPSHOT_BYTES};
 use presnap_engine::region::Copy2;
 use presnap_engine::replication::{RECORD_HEADER_BYTES as STREAM_RECORD, STREAM_HEADER_BYTES};
 
-use crate::bytes::{get_u32, mend, put_u32};
+use crate::bytes::{get, get_u32, mend, put_u32};
 use crate::recover::{recover, Recovered, BLOCK};
 
 /// Fields, as (offset, bytes).
-type Fields = &'static [(usize, usize)];
+pub(crate) type Fields = &'static [(usize, usize)];
 
-const SUPERBLOCK: Fields = &[
+pub(crate) const SUPERBLOCK: Fields = &[
     (0, 8),
     (8, 4),
     (12, 4),
@@ -28,9 +28,9 @@ const SUPERBLOCK: Fields = &[
     (72, 4),
     (76, 4),
 ];
-const ROOT: Fields =
+pub(crate) const ROOT: Fields =
     &[(0, 8), (8, 4), (12, 4), (16, 8), (24, 8), (40, 8), (48, 4), (52, 4), (56, 4), (60, 4)];
-const RECORD: Fields = &[
+pub(crate) const RECORD: Fields = &[
     (0, 4),
     (4, 4),
     (8, 1),
@@ -53,12 +53,12 @@ const RECORD: Fields = &[
     (96, 8),
     (184, 8),
 ];
-const INDEX: Fields = &[(0, 4), (4, 4), (8, 8), (16, 8), (24, 4), (28, 4)];
-const ENTRY: Fields = &[(0, 6), (0, 6), (6, 1), (7, 1), (8, 4), (8, 4), (12, 4)];
+pub(crate) const INDEX: Fields = &[(0, 4), (4, 4), (8, 8), (16, 8), (24, 4), (28, 4)];
+pub(crate) const ENTRY: Fields = &[(0, 6), (0, 6), (6, 1), (7, 1), (8, 4), (8, 4), (12, 4)];
 const PAGE: Fields = &[(0, 4), (4, 4), (8, 4), (12, 4), (16, 4), (20, 4), (24, 8)];
-const CHUNK: Fields = &[(0, 8), (8, 4), (12, 4), (16, 2), (18, 2), (20, 4), (24, 8)];
+pub(crate) const CHUNK: Fields = &[(0, 8), (8, 4), (12, 4), (16, 2), (18, 2), (20, 4), (24, 8)];
 
-const STREAM: Fields = &[
+pub(crate) const STREAM: Fields = &[
     (0, 8),
     (8, 4),
     (16, 4),
@@ -87,13 +87,6 @@ const FIRST_RECORD: usize = ROOT_BYTES - MAX_SNAPSHOTS * SNAPSHOT_BYTES;
 const MANIFEST_CRC: usize = 20;
 const INDEX_HEADER: usize = 32;
 const PAGE_HEADER: usize = 32;
-
-/// Reads a field of up to 8 bytes.
-fn get(bytes: &[u8], (at, width): (usize, usize)) -> u64 {
-    let mut out = [0; 8];
-    out[..width].copy_from_slice(&bytes[at..at + width]);
-    u64::from_le_bytes(out)
-}
 
 fn put(bytes: &mut [u8], (at, width): (usize, usize), value: u64) {
     bytes[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);

@@ -164,6 +164,11 @@ pub fn samples() -> Vec<Vec<u8>> {
         biases: vec![bias; outputs],
         requants: vec![Requant { multiplier: 1 << 20, shift: 24 }; outputs],
     };
+    // The first accumulator of this one reaches the last number of 32 bits, and not further.
+    let mut full = layer(12, 2, 0);
+    for (bias, row) in full.biases.iter_mut().zip(full.weights.chunks(12)) {
+        *bias = i32::MAX - row.iter().map(|w| 127 * i32::from(w.unsigned_abs())).sum::<i32>();
+    }
     let normalisers = std::array::from_fn(|i| Normaliser {
         offset: 100 * i as i16,
         multiplier: 1000 + i as u16,
@@ -173,6 +178,7 @@ pub fn samples() -> Vec<Vec<u8>> {
     [
         net(vec![layer(12, 1, 10)]),
         net(vec![layer(12, 3, -5), layer(3, 1, 7)]),
+        net(vec![full, layer(2, 1, 0)]),
         net(vec![layer(12, 16, 100), layer(16, 8, 0), layer(8, 1, -1000)]),
         net(vec![
             layer(12, 2, i32::MAX - 100_000),

@@ -56,12 +56,13 @@ impl Maker {
         slot
     }
 
-    /// A sealed snapshot of these runs; every fourth one is zero.
-    fn snapshot(&mut self, runs: &[(u64, u32)]) {
+    /// A sealed snapshot of these runs; of `period` of them the first is data, or all but the last, the others are zero.
+    fn snapshot(&mut self, runs: &[(u64, u32)], period: usize) {
         let id = self.root.header.next_snapshot;
         let mut chunks = Vec::new();
         for (i, &(start_block, length_blocks)) in runs.iter().enumerate() {
-            if i % 4 == 3 {
+            let data = if period > 4 { i % period == 0 } else { i % period != period - 1 };
+            if !data {
                 let flags = if i % 8 == 3 { CHUNK_ZERO } else { CHUNK_ZERO | CHUNK_DISCARDED };
                 let zero =
                     Chunk { start_block, length_blocks, slot: NO_SLOT, flags, ..Chunk::default() };
@@ -154,11 +155,12 @@ pub fn region() -> Vec<u8> {
     for copy in [Copy2::A, Copy2::B] {
         m.write(layout.superblock_block(copy), &block);
     }
-    m.snapshot(&[(0, 3), (10, 2), (40, 16), (100, 20), (590, 10)]);
+    m.snapshot(&[(0, 3), (10, 2), (40, 12), (100, 20), (590, 10)], 4);
     m.flush();
-    m.snapshot(&(0..150).map(|i| (4 * i, 1)).collect::<Vec<_>>());
+    // Few of its many chunks are data: they are all read, again and again.
+    m.snapshot(&(0..150).map(|i| (4 * i, 1)).collect::<Vec<_>>(), 15);
     m.flush();
-    m.snapshot(&[(1, 4), (42, 1)]);
+    m.snapshot(&[(1, 4), (42, 1)], 4);
     let next = m.root.header.next_snapshot;
     for block in [7, 8, 300] {
         m.slot(&content(block, next), block, SlotKind::Data, next);

@@ -22,7 +22,7 @@ fn seeds_and_corpus() {
         let mut rng = fastrand::Rng::with_seed(1);
         for input in &inputs {
             (target.run)(input);
-            for _ in 0..20 {
+            for _ in 0..4 {
                 let mut other = input.clone();
                 for _ in 0..rng.usize(1..4) {
                     if let Some(place) = rng.usize(..).checked_rem(other.len()) {

@@ -9,6 +9,7 @@ use presnap_engine::region::{
 use presnap_engine::slots::{SlotEntry, SlotTable};
 
 use crate::bytes::{mend, says, Input};
+use crate::hostile::ENTRY as FIELDS;
 
 /// Of a region in which the last index block describes slots that do not exist.
 const LIMITS: Limits =
@@ -30,9 +31,18 @@ fn copy(input: &mut Input<'_>, others: &[u8]) -> Vec<u8> {
     let mut out = if choice & 0x40 != 0 { others.to_vec() } else { vec![0; INDEX_BYTES] };
     input.fill(&mut out, HEADER);
     for _ in 0..choice & 15 {
-        let at = usize::from(input.u8());
+        // The last byte stands for the first slot that does not exist.
+        let at = match input.u8() {
+            u8::MAX => (LIMITS.slots % INDEX_ENTRIES) as usize,
+            at => at.into(),
+        };
         if let Some(place) = out[HEADER..].chunks_exact_mut(ENTRY).nth(at) {
             input.fill(place, ENTRY);
+            if choice & 0x20 != 0 {
+                let numbers =
+                    [LIMITS.origin_blocks, 1040, LIMITS.next_snapshot.into(), 0, 1, u64::MAX];
+                input.tie(place, FIELDS, &numbers);
+            }
         }
     }
     if choice & 0x80 == 0 {
@@ -187,7 +197,9 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
             snapshot: 1 + i,
             crc: !i,
         };
-        let used: Vec<_> = (0..5).map(|i| (first + 4 * i, entry(i))).collect();
+        let mut used: Vec<_> = (0..4).map(|i| (first + 4 * i, entry(i))).collect();
+        // The last slot that exists is one of them.
+        used.push(((first + INDEX_ENTRIES).min(LIMITS.slots) - 1, entry(4)));
         let mut one = vec![choice as u8];
         for (seq, marks) in [(3, 5), (4, 0x45)] {
             let bytes = encode(number, seq, &used, &LIMITS);

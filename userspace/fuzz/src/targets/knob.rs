@@ -35,7 +35,8 @@ pub(crate) fn run(data: &[u8]) {
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let mut out = Vec::new();
     for (i, spec) in (0..).zip(&KNOBS) {
-        let mut texts = vec![String::new()];
+        // The second is 10 if it wraps.
+        let mut texts = vec![String::new(), "18446744073709551626".into()];
         spec.format(spec.default, &mut texts[0]).expect("a string takes all");
         match spec.values {
             Values::Number { min, max } => {

@@ -8,7 +8,8 @@ use presnap_engine::manifest::{
 };
 use presnap_engine::region::{Limits, SnapshotRecord, NO_SLOT};
 
-use crate::bytes::{get_u32, mend, says, Input};
+use crate::bytes::{get, get_u32, mend, says, Input};
+use crate::hostile::CHUNK as FIELDS;
 
 const LIMITS: Limits =
     Limits { region_uuid: [9; 16], slots: 1040, origin_blocks: 1 << 20, next_snapshot: 9 };
@@ -36,6 +37,19 @@ fn page(input: &mut Input<'_>) -> [u8; PAGE_BYTES] {
     }
     if choice & 0x40 != 0 {
         input.patch(&mut out);
+        for chunk in out[HEADER..].chunks_exact_mut(CHUNK).take(given) {
+            let (start, length) = (get(chunk, (0, 8)), get(chunk, (8, 4)));
+            let slots = u64::from(LIMITS.slots);
+            let numbers = [
+                LIMITS.origin_blocks.wrapping_sub(length),
+                LIMITS.origin_blocks.wrapping_sub(start),
+                slots.wrapping_sub(length),
+                slots,
+                u64::MAX,
+                start.wrapping_add(length),
+            ];
+            input.tie(chunk, FIELDS, &numbers);
+        }
     }
     if choice & 0x80 == 0 {
         mend(&mut out, CRC_AT);
@@ -121,8 +135,13 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         }
     };
     let mut out = Vec::new();
-    for count in [0, 1, 5, 127, 140, 260] {
-        let chunks: Vec<_> = (0..count).map(chunk).collect();
+    for (count, gap) in [(0, 0), (1, 0), (5, 0), (5, 80), (127, 80), (140, 80), (260, 80)] {
+        let mut chunks: Vec<_> = (0..count).map(chunk).collect();
+        let mut end = 0;
+        for chunk in &mut chunks {
+            chunk.start_block = end;
+            end += u64::from(chunk.length_blocks) + gap;
+        }
         let pages = pages_for(count);
         let mut one = vec![pages as u8];
         one.extend((count as u16).to_le_bytes());

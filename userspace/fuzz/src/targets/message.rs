@@ -43,11 +43,19 @@ pub(crate) fn run(data: &[u8]) {
             let shown = line(&message);
             assert_eq!(Message::parse(words(shown.as_bytes())), Ok(message), "{shown}");
             match message {
-                Message::Snapshot { within_ms, .. } => assert!(within_ms <= WITHIN_MAX_MS),
+                Message::Snapshot { within_ms, .. } => {
+                    assert!(within_ms <= WITHIN_MAX_MS);
+                    let key = words(data).position(|w| w.eq_ignore_ascii_case(b"within"));
+                    let given = key.and_then(|i| number(words(data).nth(i + 1)?));
+                    assert_eq!(given.unwrap_or(0), within_ms);
+                }
                 Message::State(id)
                 | Message::Delete(id)
                 | Message::Hold(id)
-                | Message::Release(id) => assert!(id > 0),
+                | Message::Release(id) => {
+                    assert!(id > 0);
+                    assert_eq!(words(data).nth(1).and_then(number), Some(id.into()));
+                }
                 Message::List | Message::Abort | Message::Sync => {}
             }
         }
@@ -75,6 +83,8 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         "state 4294967295",
         "delete 1",
         "hold 4294967296",
+        "state 18446744073709551617",
+        "snapshot within 18446744073709551617",
         "release 0",
         "list",
         "abort 1",

@@ -7,28 +7,36 @@ use presnap_engine::replication::{
     Replica, ResumePoint, StreamHeader, STREAM_FULL, STREAM_HEADER_BYTES,
 };
 
-use crate::bytes::{mend, says, Input};
+use crate::bytes::{get, mend, says, Input};
+use crate::hostile::STREAM;
 
-/// The record: choices, fields, patches. It is of the same region as the streams, unless it says otherwise.
-fn record(input: &mut Input<'_>, choice: u8) -> [u8; REPLICA_BYTES] {
-    let mut out = [0; REPLICA_BYTES];
-    input.fill(&mut out, REPLICA_BYTES);
+/// Fields of the record.
+const RECORD: &[(usize, usize)] =
+    &[(32, 8), (40, 4), (44, 4), (48, 8), (56, 8), (72, 8), (80, 8), (88, 8), (96, 4)];
+
+/// A record and a stream's header: first the bytes of each, then numbers that they have in common.
+fn both(input: &mut Input<'_>, choice: u8) -> ([u8; REPLICA_BYTES], [u8; STREAM_HEADER_BYTES]) {
+    let (mut record, mut header) = ([0; REPLICA_BYTES], [0; STREAM_HEADER_BYTES]);
+    input.fill(&mut record, REPLICA_BYTES);
+    input.fill(&mut header, STREAM_HEADER_BYTES);
+    let of_record: Vec<u64> = RECORD.iter().map(|&field| get(&record, field)).collect();
+    let of_header: Vec<u64> = STREAM.iter().map(|&field| get(&header, field)).collect();
+    input.tie(&mut record, RECORD, &of_header);
+    input.tie(&mut header, STREAM, &of_record);
     if choice & 1 == 0 {
-        mend(&mut out, 12);
+        mend(&mut record, 12);
     }
-    out
+    mend(&mut header, 12);
+    (record, header)
 }
 
-/// A header, or none.
-fn header(input: &mut Input<'_>) -> Option<StreamHeader> {
-    let mut bytes = [0; STREAM_HEADER_BYTES];
-    input.fill(&mut bytes, STREAM_HEADER_BYTES);
-    mend(&mut bytes, 12);
-    match StreamHeader::decode(&bytes) {
+/// Reads a header.
+fn header(bytes: &[u8; STREAM_HEADER_BYTES]) -> Option<StreamHeader> {
+    match StreamHeader::decode(bytes) {
         Ok(header) => {
             let mut again = [0xee; STREAM_HEADER_BYTES];
             header.encode(&mut again);
-            assert!(again == bytes, "it is not what was read");
+            assert!(again == *bytes, "it is not what was read");
             Some(header)
         }
         Err(e) => {
@@ -48,7 +56,7 @@ fn kept(replica: &Replica) {
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let choice = input.u8();
-    let bytes = record(&mut input, choice);
+    let (bytes, stream) = both(&mut input, choice);
     let replica = match Replica::decode(&bytes) {
         Ok(replica) => {
             let mut again = [0xee; REPLICA_BYTES];
@@ -62,7 +70,7 @@ pub(crate) fn run(data: &[u8]) {
         }
     };
     assert!(!replica.is_empty() || replica == Replica::default());
-    let Some(header) = header(&mut input) else { return };
+    let Some(header) = header(&stream) else { return };
     let sectors = if choice & 2 == 0 { header.origin_sectors } else { input.u64() };
     let overwrite = choice & 4 != 0;
     if let Err(e) = replica.accept(&header, sectors, overwrite) {

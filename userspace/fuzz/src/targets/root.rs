@@ -7,7 +7,8 @@ use presnap_engine::region::{
     Copy2, Limits, Root, RootHeader, SnapshotRecord, SnapshotState, NO_SLOT,
 };
 
-use crate::bytes::{mend, says, Input};
+use crate::bytes::{get, mend, says, Input};
+use crate::hostile::{RECORD as RECORD_FIELDS, ROOT};
 
 pub(crate) type Table = Root<Vec<SnapshotRecord>>;
 
@@ -32,6 +33,24 @@ fn copy(input: &mut Input<'_>) -> Vec<u8> {
         input.fill(place, RECORD);
     }
     input.patch(&mut out);
+    let [next_op, next_snapshot] = [(40, 8), (48, 4)].map(|field| get(&out, field));
+    for place in out[FIRST_RECORD..].chunks_exact_mut(SNAPSHOT_BYTES).take((choice & 15).into()) {
+        let [id, op_first, op_last] = [(0, 4), (32, 8), (40, 8)].map(|field| get(place, field));
+        let slots = LIMITS.slots.into();
+        let numbers = [
+            id,
+            op_first,
+            op_last,
+            next_op,
+            next_snapshot,
+            slots,
+            LIMITS.origin_blocks,
+            0,
+            1 << 32,
+        ];
+        input.tie(place, RECORD_FIELDS, &numbers);
+    }
+    input.tie(&mut out, ROOT, &[next_op, next_snapshot, MAX_SNAPSHOTS as u64, u64::MAX >> 1, 0]);
     if choice & 0x80 == 0 {
         mend(&mut out, 12);
     }
@@ -84,12 +103,12 @@ pub(crate) fn goes_on(mut table: Table, copy: Copy2, limits: &Limits) {
     let mut copies = [vec![0; ROOT_BYTES], vec![0; ROOT_BYTES]];
     copies[copy.index()] = encode(&table);
     let mut next = copy.other();
-    for round in 0..3 {
+    for round in 0..2 {
         let first_op = table.header.next_op;
         table.header.seq = table.header.seq.saturating_add(1);
         table.header.next_op = first_op.saturating_add(OP_RESERVE);
         table.header.flags &= !ROOT_CLEAN;
-        if round == 1 && table.len() < MAX_SNAPSHOTS {
+        if round == 0 && table.len() < MAX_SNAPSHOTS {
             let id = table.header.next_snapshot;
             table.header.next_snapshot = id.saturating_add(1);
             let record = SnapshotRecord {

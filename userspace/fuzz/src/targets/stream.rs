@@ -12,7 +12,8 @@ use presnap_engine::replication::{
     MAX_DATA_BLOCKS, RECORD_HEADER_BYTES, STREAM_HEADER_BYTES,
 };
 
-use crate::bytes::{get_u32, mend, put_u32, says, Input};
+use crate::bytes::{get, get_u32, mend, put_u32, says, Input};
+use crate::hostile::STREAM;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Blocks of the targets that streams are applied to: longer ones are checked only.
@@ -29,6 +30,10 @@ fn stream(input: &mut Input<'_>, choice: u8) -> Vec<Vec<u8>> {
     let mut header = vec![0; STREAM_HEADER_BYTES];
     input.fill(&mut header, STREAM_HEADER_BYTES);
     let right = choice & 1 == 0;
+    if choice & 2 != 0 {
+        let numbers: Vec<u64> = STREAM.iter().map(|&field| get(&header, field)).collect();
+        input.tie(&mut header, STREAM, &numbers);
+    }
     if right {
         mend(&mut header, 12);
     }

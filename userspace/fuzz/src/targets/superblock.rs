@@ -6,7 +6,8 @@ use presnap_engine::region::layout::MIN_SLOTS;
 use presnap_engine::region::superblock::SUPERBLOCK_BYTES;
 use presnap_engine::region::{Copy2, Layout, Superblock, MAX_ORIGIN_BLOCKS};
 
-use crate::bytes::{mend, says, Input};
+use crate::bytes::{get, mend, says, Input};
+use crate::hostile::SUPERBLOCK;
 
 /// Bytes that have fields, with some reserved ones.
 const HEAD: usize = 88;
@@ -20,6 +21,10 @@ fn copy(input: &mut Input<'_>) -> Vec<u8> {
     let raw = input.u8() & 1 != 0;
     input.fill(&mut out, HEAD);
     input.patch(&mut out);
+    let blocks = get(&out, (56, 8));
+    let slots = Layout::for_region(blocks).map_or(0, |l| l.slots.into());
+    let numbers = [slots, blocks, 1072, 1 << 32, MAX_ORIGIN_BLOCKS * 8, u64::MAX, 0];
+    input.tie(&mut out, SUPERBLOCK, &numbers);
     if !raw {
         mend(&mut out, 12);
     }

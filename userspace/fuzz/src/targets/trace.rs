@@ -69,6 +69,12 @@ fn again(records: &[IoRecord]) {
 }
 
 pub(crate) fn run(data: &[u8]) {
+    if data.first().is_some_and(|choice| choice & 0x80 != 0) {
+        // Records as they are: any of them can be written.
+        let records =
+            data[1..].chunks_exact(32).filter_map(|r| IoRecord::from_bytes(r.first_chunk()?));
+        return again(&records.collect::<Vec<_>>());
+    }
     let bytes = file(&mut Input::new(data));
     match TraceHeader::decode(&bytes) {
         Ok(header) => {
@@ -142,5 +148,8 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         one.extend(&buffer[..len]);
         out.push(one.clone());
     }
+    let records: Vec<_> =
+        [record(0), ends, record(1), record(5)].iter().flat_map(|r| r.to_bytes()).collect();
+    out.push([&[0x80], &records[..]].concat());
     out
 }
