@@ -498,3 +498,44 @@ pub(crate) fn open(
     let found = Found { index, root_next: mark.root_next(), intent: order, dirty_pages };
     Ok(Opened { parts, found, mark })
 }
+
+/// What says on disk that a region is open.
+pub(crate) struct Mark {
+    transfer: KBox<Transfer>,
+    next: Copy2,
+    flags: u32,
+}
+
+impl Mark {
+    /// Where the next version of the root goes once the mark is set.
+    fn root_next(&self) -> Copy2 {
+        self.next.other()
+    }
+
+    /// Writes the root without the mark of an orderly close. Sleeps.
+    pub(crate) fn set(&mut self, device: &Device) -> Result {
+        self.write(device, 0, OP_RESERVE)
+    }
+
+    /// Takes that back: the device has not been used. Sleeps.
+    pub(crate) fn take_back(&mut self, device: &Device) {
+        if self.write(device, self.flags & ROOT_CLEAN, 0).is_err() {
+            pr_err!("{}: the region could not be closed in order\n", device.region.number());
+        }
+    }
+
+    fn write(&mut self, device: &Device, clean: u32, reserve: u64) -> Result {
+        let sector = device.layout.root_block(self.next).saturating_mul(BLOCK_SECTORS.into());
+        self.next = self.next.other();
+        let mut root = device.root.lock();
+        let first_op = root.header.next_op;
+        root.header.flags = (self.flags & !ROOT_CLEAN) | clean;
+        root.header.seq = root.header.seq.saturating_add(1);
+        root.header.next_op = first_op.saturating_add(reserve);
+        let out = self.transfer.buffer().and_then(|b| b.first_chunk_mut::<ROOT_BYTES>());
+        root.encode_into(out.ok_or(EIO)?);
+        root.header.next_op = first_op;
+        drop(root);
+        self.transfer.write_wait(&device.region, sector, ROOT_BYTES, Durability::Barrier)
+    }
+}
