@@ -108,19 +108,16 @@ impl Device {
             self.leave_gate();
             return Route::Intent(bio);
         }
-        if self.staging.load(Ordering::Relaxed) {
-            if self.generations.staged().any_set(first, count) {
-                // A mirror costs as much as the write itself, a guard as much as a few. One write in so
-                // many gives its copies up: those of hot blocks soon, those of others hardly ever.
-                let tired =
-                    op % MIRRORS_PER_COPY == 0 && self.mirror_limited.load(Ordering::Relaxed);
-                let follow = alone && kind == IoKind::Write && !tired;
-                if follow && self.mirror(&mut bio, offset, first, count) {
-                    flags |= MIRRORED;
-                    add(&self.totals.mirrored_writes, 1);
-                } else {
-                    self.make_stale(first, count);
-                }
+        if self.staging.load(Ordering::Relaxed) && self.generations.staged().any_set(first, count) {
+            // A mirror costs as much as the write itself, a guard as much as a few. One write in so
+            // many gives its copies up: those of hot blocks soon, those of others hardly ever.
+            let tired = op % MIRRORS_PER_COPY == 0 && self.mirror_limited.load(Ordering::Relaxed);
+            let follow = alone && kind == IoKind::Write && !tired;
+            if follow && self.mirror(&mut bio, offset, first, count) {
+                flags |= MIRRORED;
+                add(&self.totals.mirrored_writes, 1);
+            } else {
+                self.make_stale(first, count);
             }
         }
         bio.store::<PerBio>([offset, sectors.into(), flags, 0]);

@@ -209,7 +209,7 @@ mod tests {
             let mut map: Option<(MapWrite, BTreeSet<u32>)> = None;
             for (what, extent, random) in steps {
                 match what {
-                    0 | 1 | 2 if record.is_none() => {
+                    0..=2 if record.is_none() => {
                         if let Some(seq) = order.begin_record() {
                             let mut bytes = [0; LOG_RECORD_BYTES];
                             let run = ExtentRun { start: extent, len: 1 };

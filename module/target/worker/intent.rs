@@ -226,10 +226,10 @@ impl Worker {
                     self.page_written(result);
                 }
             }
-            Clean::Indexing { unit, page, slot, wait } => {
-                if wait.is_none_or(|(index_no, seq)| self.index.durable(index_no, seq)) {
-                    self.page_durable(unit, page, slot);
-                }
+            Clean::Indexing { unit, page, slot, wait }
+                if wait.is_none_or(|(index_no, seq)| self.index.durable(index_no, seq)) =>
+            {
+                self.page_durable(unit, page, slot);
             }
             _ => {}
         }

@@ -356,7 +356,7 @@ impl Forger {
     fn transplant(&mut self, bytes: &mut [u8], r: &Recovered) {
         let blocks: Vec<u64> = [0, 15]
             .into_iter()
-            .chain(16..r.layout.data_start)
+            .chain(16..r.layout.slot_block(0))
             .chain(r.entries.keys().map(|&slot| r.layout.slot_block(slot)))
             .collect();
         let (Some(from), Some(to)) = (self.pick(&blocks), self.pick(&blocks)) else { return };
@@ -368,7 +368,7 @@ impl Forger {
 
     /// Any block: noise, zeroes or a bit.
     fn anything(&mut self, bytes: &mut [u8], r: &Recovered) {
-        let used = r.layout.data_start + 64;
+        let used = r.layout.slot_block(64);
         let no = self.rng.u64(..used.min(r.layout.region_blocks));
         let block = &mut bytes[at(no)..][..BLOCK];
         match self.rng.u8(..3) {

@@ -54,6 +54,7 @@ targets! {
     superblock: 512, 20_000;
     root: 4096, 4_000;
     index: 2048, 15_000;
+    intent: 2048, 1_000;
     manifest: 4096, 25_000;
     region: 512, 1_500;
     stream: 1024, 10_000;

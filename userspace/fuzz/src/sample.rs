@@ -10,17 +10,18 @@ use presnap_engine::manifest::{
     chain_crc, Chunk, PageBuilder, CHUNK_DISCARDED, CHUNK_ZERO, PAGE_BYTES, PAGE_CHUNKS,
 };
 use presnap_engine::region::index::{INDEX_BYTES, INDEX_ENTRIES};
+use presnap_engine::region::intent::INTENT_MAP_BYTES;
 use presnap_engine::region::root::{MAX_SNAPSHOTS, ROOT_BYTES};
 use presnap_engine::region::superblock::SUPERBLOCK_BYTES;
 use presnap_engine::region::{
-    region_tag, Copy2, IndexBlock, IndexEntry, Layout, Root, RootHeader, Scope, SlotKind,
-    SnapshotRecord, SnapshotState, Superblock, NO_SLOT,
+    region_tag, Copy2, Extents, IndexBlock, IndexEntry, IntentMap, Layout, Root, RootHeader, Scope,
+    SlotKind, SnapshotRecord, SnapshotState, Superblock, NO_SLOT,
 };
 
 use crate::recover::BLOCK;
 
 /// Blocks of the region: the least there can be.
-pub const REGION_BLOCKS: u64 = 1072;
+pub const REGION_BLOCKS: u64 = 1184;
 /// Blocks of the origin.
 pub const ORIGIN_BLOCKS: u64 = 600;
 /// Identity of the region.
@@ -150,6 +151,11 @@ pub fn region() -> Vec<u8> {
         root: Root::new(vec![SnapshotRecord::ZERO; MAX_SNAPSHOTS], header),
         next_slot: 0,
     };
+    let mut map = vec![0; INTENT_MAP_BYTES];
+    let fresh = IntentMap::fresh(Extents::for_origin(ORIGIN_BLOCKS));
+    let place = map.first_chunk_mut().expect("32 KiB");
+    fresh.encode(place, UUID, std::iter::empty(), |bytes| crc32c(0, bytes));
+    m.write(Layout::intent_block(Copy2::A), &map);
     let mut block = [0; SUPERBLOCK_BYTES];
     superblock.encode(&mut block);
     for copy in [Copy2::A, Copy2::B] {

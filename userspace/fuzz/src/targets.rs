@@ -3,6 +3,7 @@
 //! The targets, one a file.
 
 pub(crate) mod index;
+pub(crate) mod intent;
 pub(crate) mod knob;
 pub(crate) mod manifest;
 pub(crate) mod message;

@@ -10,7 +10,7 @@
 
 use super::bytes::{is_zero, put_u32, Reader, Writer};
 use super::layout::{INTENT_BLOCKS, LOG_BLOCKS};
-use super::{pick_newer, Fault, FormatError, Limits, Part, Picked};
+use super::{has_room, pick_newer, Fault, FormatError, Limits, Part, Picked};
 use crate::crc32c::with_hole;
 use crate::geometry::BLOCK_BYTES;
 
@@ -137,6 +137,9 @@ impl IntentMap {
         if uuid != limits.region_uuid {
             return Err(fail(Fault::Foreign));
         }
+        if !has_room(seq, u64::MAX) || !has_room(log_seq, u64::MAX) {
+            return Err(fail(Fault::Exhausted));
+        }
         if extents != Extents::for_origin(limits.origin_blocks) {
             return Err(fail(Fault::Origin));
         }
@@ -224,6 +227,9 @@ impl<'a> LogRecord<'a> {
         }
         if tag != region_tag {
             return Err(fail(Fault::Foreign));
+        }
+        if !has_room(seq, u64::MAX) {
+            return Err(fail(Fault::Exhausted));
         }
         if r.u32() != extents.shift {
             return Err(fail(Fault::Origin));
@@ -360,6 +366,8 @@ mod tests {
             IntentMap::decode(&bytes[..], &LIMITS).map_err(|e| e.fault)
         };
         assert_eq!(fault(8, 2), Err(Fault::Version));
+        assert_eq!(fault(23, 0x80), Err(Fault::Exhausted));
+        assert_eq!(fault(47, 0x80), Err(Fault::Exhausted));
         assert_eq!(fault(24, 9), Err(Fault::Foreign));
         assert_eq!(fault(48, 7), Err(Fault::Origin));
         assert_eq!(fault(52, 0), Err(Fault::Origin));

@@ -2,7 +2,7 @@
 
 //! The two copies of an index block, and the slot table that is made of it.
 
-use presnap_engine::region::index::{INDEX_BYTES, INDEX_ENTRIES};
+use presnap_engine::region::index::{DIRTY_PAGE_BLOCKS, INDEX_BYTES, INDEX_ENTRIES};
 use presnap_engine::region::{
     Copy2, IndexBlock, IndexEntry, IndexPick, Limits, SlotKind, MAX_ORIGIN_BLOCKS,
 };
@@ -70,6 +70,7 @@ pub(crate) fn sound(
                 assert!(e.block < limits.origin_blocks && e.block < MAX_ORIGIN_BLOCKS)
             }
             SlotKind::Manifest => assert!(e.block < u64::from(limits.slots)),
+            SlotKind::Dirty => assert!(e.block * DIRTY_PAGE_BLOCKS < limits.origin_blocks),
         }
         last = Some(*slot);
     }

@@ -38,3 +38,13 @@ pub fn array_of<T: Clone>(len: usize, value: T) -> Result<KVVec<T>> {
 pub fn array_with<T>(len: usize, mut make: impl FnMut() -> T) -> Result<KVVec<T>> {
     Ok((0..len.min(LONGEST)).map(|_| make()).collect::<Vec<_>>().into())
 }
+
+/// While it lives, allocations do not wait for I/O. Here none ever does.
+pub struct NoIo(());
+
+impl NoIo {
+    /// Begins.
+    pub fn enter() -> Self {
+        Self(())
+    }
+}
