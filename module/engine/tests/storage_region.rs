@@ -9,6 +9,7 @@ use presnap_engine::manifest::{
     PAGE_BYTES, PAGE_CHUNKS,
 };
 use presnap_engine::region::index::DIRTY_PAGE_BLOCKS;
+use presnap_engine::region::layout::SEGMENT_SLOTS;
 use presnap_engine::region::root::{MAX_SNAPSHOTS, ROOT_BYTES};
 use presnap_engine::region::superblock::SUPERBLOCK_BYTES;
 use presnap_engine::region::{
@@ -153,6 +154,8 @@ fn chunks() -> impl Strategy<Value = Vec<Chunk>> {
             let start_block = end + gap;
             end = start_block + u64::from(length_blocks);
             let flags = [0, CHUNK_ZERO, CHUNK_ZERO | CHUNK_DISCARDED][kind as usize];
+            // In one segment, as all chunks are.
+            let slot = slot % (SEGMENT_SLOTS - length_blocks);
             let (slot, checksum) = if kind == 0 { (slot, slot ^ 77) } else { (NO_SLOT, 0) };
             chunks.push(Chunk { start_block, length_blocks, slot, score, flags, checksum });
         }
