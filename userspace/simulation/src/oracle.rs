@@ -49,6 +49,9 @@ pub(crate) struct Oracle {
     pub(crate) gone: BTreeSet<u32>,
     /// Their images may be wrong: the region failed while they were there.
     pub(crate) tainted: BTreeSet<u32>,
+    /// The last write before which the region failed. What it missed from there on it cannot know, if it took not
+    /// even a last word.
+    pub(crate) failed_at: Option<u64>,
     /// The highest operation number seen.
     pub(crate) op: u64,
 }
@@ -64,6 +67,7 @@ impl Oracle {
             deleting: BTreeSet::new(),
             gone: BTreeSet::new(),
             tainted: BTreeSet::new(),
+            failed_at: None,
             op: 0,
         }
     }
@@ -75,6 +79,11 @@ impl Oracle {
         for block in sector / BLOCK_SECTORS..(sector + sectors).div_ceil(BLOCK_SECTORS) {
             last[block as usize] = self.seq;
         }
+    }
+
+    /// The region has failed.
+    pub(crate) fn region_failed(&mut self) {
+        self.failed_at = Some(self.seq);
     }
 
     /// The instant T0 of a snapshot.
@@ -154,6 +163,9 @@ impl Oracle {
     ) -> Result<(), String> {
         let base = self.taken.get(&record.base_id);
         let base = base.ok_or(format!("its base {} was never taken", record.base_id))?;
+        if self.failed_at.is_some_and(|seq| seq >= base.seq) {
+            return Ok(());
+        }
         for (block, &has) in (0u64..).zip(delta) {
             if !has && !taken.image.same(&base.image, block) {
                 return Err(format!(

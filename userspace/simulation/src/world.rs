@@ -442,6 +442,7 @@ impl World {
             let mut oracle = self.oracle.borrow_mut();
             let all: Vec<u32> = oracle.taken.keys().copied().collect();
             oracle.tainted.extend(all);
+            oracle.region_failed();
         }
         {
             let mut oracle = self.oracle.borrow_mut();
