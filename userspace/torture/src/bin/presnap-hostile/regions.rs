@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{bail, ensure, Context, Result};
-use presnap_engine::region::root::{ROOT_CLEAN, ROOT_FULL_NEEDED};
+use presnap_engine::region::root::ROOT_FULL_NEEDED;
 use presnap_engine::region::{Scope, SnapshotState};
 use presnap_engine::replication::{Action, Event, Need, Receiver};
 use presnap_fuzz::hostile::{Forged, Forger};
@@ -159,10 +159,10 @@ fn one(rig: &mut Rig, base: &Base, forged: &Forged, counts: &mut Counts) -> Resu
     }
     ensure!(written.is_empty(), "blocks {written:?} were written and are not in the new delta");
     drop(after);
-    let known = before.root.header.flags & (ROOT_CLEAN | ROOT_FULL_NEEDED) == ROOT_CLEAN;
-    let newest = sealed.last().copied().unwrap_or(0);
-    let base_ok = record.base_id == 0 || known && record.base_id == newest;
-    ensure!(base_ok, "the new delta has base {}, the newest was {newest}", record.base_id);
+    let header = &before.root.header;
+    let known = header.flags & ROOT_FULL_NEEDED == 0;
+    let base_ok = record.base_id == 0 || known && record.base_id == header.base_id;
+    ensure!(base_ok, "the new delta has base {}, the root says {}", record.base_id, header.base_id);
     Ok(())
 }
 
