@@ -51,7 +51,8 @@ freeze_budget_us 1000 0 60000000
 schedule_ms 0 0 31622400000
 trigger_ops 0 0 18446744073709551614
 trigger_dirty_blocks 0 0 18446744073709551614
-min_distance_ms 1000 0 86400000'
+min_distance_ms 1000 0 86400000
+intent_clean_ms 60000 10 86400000'
 # name default words...
 words='predictor ewma off age ewma stream model
 dry_run 0 0 1
