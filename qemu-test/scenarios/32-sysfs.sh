@@ -59,7 +59,7 @@ dry_run 0 0 1
 scope delta delta image
 mirror auto auto off force'
 
-known="op dirty_blocks used_slots total_slots areas_active region_uuid staged_blocks stats model"
+known="op dirty_blocks used_slots total_slots areas_active region_uuid staged_blocks superset_blocks intent_extents stats model"
 # So that a number here does not start a snapshot.
 quiet() { put schedule_ms 0; put trigger_ops 0; put trigger_dirty_blocks 0; }
 while read -r name default min max; do
