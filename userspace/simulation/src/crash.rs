@@ -92,10 +92,13 @@ fn go_on(after: &Rc<World>, rng: &mut fastrand::Rng) -> Result<(), String> {
     }
     after.history.want_snapshot();
     after.live(rng.u32(5..60))?;
-    after.settle()?;
-    after.check()?;
-    if rng.bool() {
-        after.close()?;
+    let hurry = rng.u32(..4) == 0;
+    if !hurry {
+        after.settle()?;
+        after.check()?;
+    }
+    if hurry || rng.bool() {
+        after.close(hurry)?;
         let seed = rng.u64(..);
         let opened = World::open(&after.remains(), after.config.clone(), seed, after.depth + 1, 0)?;
         opened.check()?;

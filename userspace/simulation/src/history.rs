@@ -39,6 +39,7 @@ pub(crate) struct History {
     rng: RefCell<Rng>,
     left: Cell<u32>,
     wants_snapshot: Cell<bool>,
+    wants_reload: Cell<bool>,
     /// No write yet had this number.
     stamp: Cell<u64>,
     load: Cell<Load>,
@@ -55,6 +56,7 @@ impl History {
             rng: RefCell::new(rng),
             left: Cell::new(0),
             wants_snapshot: Cell::new(false),
+            wants_reload: Cell::new(false),
             stamp: Cell::new(stamp),
             load: Cell::new(Load::Uniform),
             at: Cell::new(0),
@@ -72,6 +74,17 @@ impl History {
     /// The next action shall be a snapshot.
     pub(crate) fn want_snapshot(&self) {
         self.wants_snapshot.set(true);
+    }
+
+    /// No action comes until the next [`History::begin`]; returns how many are left.
+    pub(crate) fn pause(&self) -> u32 {
+        self.wants_reload.set(false);
+        self.left.take()
+    }
+
+    /// Whether the table shall be reloaded.
+    pub(crate) fn wants_reload(&self) -> bool {
+        self.wants_reload.get()
     }
 
     /// Whether there are actions to come.
@@ -101,6 +114,9 @@ impl History {
         if world.config.trouble == Trouble::RegionDies && self.one_in(200) {
             note!("the region dies");
             world.machine.disk_mut(REGION, |disk, _| disk.faults.dead = true);
+        }
+        if self.one_in(150) {
+            self.wants_reload.set(true);
         }
         self.ask_for_snapshot(world);
         match self.below(100) {

@@ -69,15 +69,23 @@ fn lives(seed: u64) -> Result<(), String> {
             let _entered = world.machine.enter();
             PowerLoss::now(&world)
         });
-        world.set_trouble(false);
-        world.settle().map_err(|e| format!("life {life}, settling: {e}"))?;
-        world.check().map_err(|e| format!("life {life}, at rest: {e}"))?;
-        remains = match loss {
-            Some(loss) => loss.into_remains(),
-            None => {
-                reached("orderly closes", 1);
-                world.close().map_err(|e| format!("life {life}, closed: {e}"))?;
+        remains = match (loss, rng.u32(..3)) {
+            (None, 0) => {
+                // In the middle of something, if possible.
+                world.close(true).map_err(|e| format!("life {life}, closed in a hurry: {e}"))?;
                 world.remains()
+            }
+            (loss, _) => {
+                world.set_trouble(false);
+                world.settle().map_err(|e| format!("life {life}, settling: {e}"))?;
+                world.check().map_err(|e| format!("life {life}, at rest: {e}"))?;
+                match loss {
+                    Some(loss) => loss.into_remains(),
+                    None => {
+                        world.close(false).map_err(|e| format!("life {life}, closed: {e}"))?;
+                        world.remains()
+                    }
+                }
             }
         };
         world.end();

@@ -116,14 +116,18 @@ impl World {
         Ok(world)
     }
 
-    /// Loads the table and lets it live.
-    fn load(&self) -> Result<(), String> {
+    fn load_table(&self) -> Result<Table<Target>, String> {
         let [origin, region] = [ORIGIN, REGION].map(DeviceNumber::of_disk);
         let on_error = if self.config.fail_writes { " 2 on_error fail-writes" } else { "" };
         let words = format!("{origin} {region}{on_error}");
         let sectors = self.config.origin_blocks * BLOCK_SECTORS;
-        let table = Table::<Target>::load(self.number, sectors, &words)
-            .map_err(|e| format!("refused: {} ({:?})", e.why, e.error))?;
+        Table::<Target>::load(self.number, sectors, &words)
+            .map_err(|e| format!("refused: {} ({:?})", e.why, e.error))
+    }
+
+    /// Loads the table and lets it live.
+    fn load(&self) -> Result<(), String> {
+        let table = self.load_table()?;
         table.resume();
         let device = table.target().device().clone();
         self.newest.set(device.newest());
@@ -174,6 +178,10 @@ impl World {
     /// Asks what presnap has to tell.
     pub(crate) fn ask(&self) {
         if self.table.borrow().is_none() {
+            if self.health() == Health::Invalid {
+                // It failed while it was being closed; images are lost, and there is nobody to tell.
+                self.told.borrow_mut().images.clear();
+            }
             return;
         }
         let list = self.message("list").expect("list");
@@ -242,7 +250,40 @@ impl World {
         while self.history.acts() {
             self.machine.step(u64::MAX);
             crate::crash::look_at_losses(self)?;
+            if self.history.wants_reload() {
+                self.reload()?;
+            }
         }
+        Ok(())
+    }
+
+    /// Waits for the end of all requests, but not for what presnap does by itself.
+    fn drain_requests(&self) -> Result<(), String> {
+        let end = self.machine.now() + REST_NS;
+        while self.outstanding.get() > 0 {
+            self.machine.step(end);
+            crate::crash::look_at_losses(self)?;
+            if self.machine.now() >= end {
+                return Err(format!("a request does not end: {}", self.status()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Another table takes the place of the live one, as `dmsetup reload` and `resume` do.
+    fn reload(&self) -> Result<(), String> {
+        let left = self.history.pause();
+        self.drain_requests()?;
+        let before = self.table.take();
+        let table = self.load_table()?;
+        if let Some(before) = before {
+            before.suspend();
+            table.resume();
+        }
+        *self.table.borrow_mut() = Some(table);
+        reached("tables reloaded", 1);
+        self.history.begin(left);
+        self.machine.call_user_at(self.machine.now());
         Ok(())
     }
 
@@ -346,17 +387,25 @@ impl World {
         format!("the origin's: {origin}, that of images {images:?}; index: {entries:?}")
     }
 
-    /// Closes the device in order; nothing must be on its way.
-    pub(crate) fn close(&self) -> Result<(), String> {
+    /// Closes the device in order; in a hurry, whatever presnap is about.
+    pub(crate) fn close(&self, hurry: bool) -> Result<(), String> {
         let _entered = self.machine.enter();
-        self.rest()?;
+        self.history.let_go(self);
+        if hurry {
+            self.drain_requests()?;
+        } else {
+            self.rest()?;
+        }
         self.ask();
+        reached("orderly closes", 1);
         let table = self.table.take();
         if let Some(table) = &table {
             table.suspend();
         }
         // The worker ends with it. Power may fail then, too.
         drop(table);
+        self.notice_t0();
+        self.ask();
         self.count();
         *self.device.borrow_mut() = None;
         crate::crash::look_at_losses(self)?;
