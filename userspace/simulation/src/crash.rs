@@ -69,7 +69,7 @@ fn look_at(world: &World, loss: PowerLoss) -> Result<(), String> {
     // What a tool sees that reads the region without a device.
     remains.oracle.check(&Region::read(&remains.region)?, &remains.told)?;
     // Power may fail again while the device is being opened.
-    let again = if world.depth < 3 && rng.u32(..4) == 0 { 8 } else { 0 };
+    let again = if world.depth < 2 && rng.u32(..4) == 0 { 12 } else { 0 };
     let seed = rng.u64(..);
     let after = World::open(remains, world.config.clone(), seed, world.depth + 1, again)?;
     {
@@ -77,6 +77,7 @@ fn look_at(world: &World, loss: PowerLoss) -> Result<(), String> {
         look_at_losses(&after)?;
     }
     after.crash_one_in.set(0);
+    after.check_changes()?;
     after.check_images(2)?;
     if rng.u32(..4) == 0 {
         go_on(&after, &mut rng)?;
@@ -87,7 +88,7 @@ fn look_at(world: &World, loss: PowerLoss) -> Result<(), String> {
 
 /// It works as before: snapshots are taken and are right, and it closes in order.
 fn go_on(after: &Rc<World>, rng: &mut fastrand::Rng) -> Result<(), String> {
-    if rng.u32(..8) == 0 && after.depth < 3 {
+    if rng.u32(..16) == 0 && after.depth < 2 {
         after.crash_one_in.set(200);
     }
     after.history.want_snapshot();

@@ -186,6 +186,26 @@ impl Oracle {
         Ok(())
     }
 
+    /// Checks what passes for changed since a snapshot against what has, on the origin.
+    pub(crate) fn check_changes(
+        &self,
+        base: u32,
+        origin: &Blocks,
+        changed: impl Fn(u64) -> bool,
+    ) -> Result<(), String> {
+        let base_id = base;
+        let base = self.taken.get(&base_id).ok_or(format!("base {base_id} was never taken"))?;
+        if self.failed_at.is_some_and(|seq| seq >= base.seq) {
+            return Ok(());
+        }
+        match (0..origin.len()).find(|&b| !changed(b) && !origin.same(&base.image, b)) {
+            Some(b) => {
+                Err(format!("block {b} differs from base {base_id}, and passes for unchanged"))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Checks what a region that was closed in order has beyond its deltas.
     pub(crate) fn check_closed(&self, region: &Region<'_>) -> Result<(), String> {
         // Beyond a delta, entries count only if an image needs them. Entries of snapshots that the

@@ -63,6 +63,7 @@ fn lives(seed: u64) -> Result<(), String> {
         let crashes = config.crash_one_in;
         let world = World::open(&remains, config.clone(), rng.u64(..), 0, crashes)
             .map_err(|e| format!("life {life}: {e}"))?;
+        world.check_changes().map_err(|e| format!("life {life}, opened: {e}"))?;
         world.set_trouble(true);
         world.live(config.actions).map_err(|e| format!("life {life}: {e}"))?;
         let loss = rng.bool().then(|| {

@@ -317,6 +317,21 @@ impl World {
         self.check_images(usize::MAX)
     }
 
+    /// What differs from the base of the next delta is known to have changed.
+    pub(crate) fn check_changes(&self) -> Result<(), String> {
+        let _entered = self.machine.enter();
+        let Some(device) = self.device.borrow().clone() else { return Ok(()) };
+        let base = device.root.lock().header.base_id;
+        let relaxed = core::sync::atomic::Ordering::Relaxed;
+        if base == 0 || device.full_needed.load(relaxed) || device.health() == Health::Invalid {
+            return Ok(());
+        }
+        reached("openings that know the changes", 1);
+        let origin = self.machine.disk(ORIGIN, |disk| disk.current().clone());
+        let dirty = device.generations.dirty();
+        self.oracle.borrow().check_changes(base, &origin, |block| dirty.test(block))
+    }
+
     /// Reads images, through the target for them: so many of those there are.
     pub(crate) fn check_images(&self, most: usize) -> Result<(), String> {
         let _entered = self.machine.enter();
