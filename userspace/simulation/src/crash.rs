@@ -11,11 +11,29 @@ use std::rc::Rc;
 
 thread_local! {
     static POINTS: Cell<u64> = const { Cell::new(0) };
+    static BEGUN: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Power losses looked at so far by this thread.
 pub(crate) fn points() -> u64 {
     POINTS.get()
+}
+
+/// Power losses of a run after which they come seldom: many seeds see more than much of one.
+const MANY: u64 = 300;
+
+/// How much more seldom power fails now.
+pub(crate) fn rarity() -> u32 {
+    if points() - BEGUN.get() < MANY {
+        1
+    } else {
+        30
+    }
+}
+
+/// A run begins.
+pub(crate) fn begin_run() {
+    BEGUN.set(points());
 }
 
 /// What a power loss leaves.

@@ -28,6 +28,7 @@ pub struct Outcome {
 /// Runs a seed. With `verbose`, keeps what was done.
 pub fn run(seed: u64, verbose: bool) -> Outcome {
     log::turn_on(verbose);
+    crash::begin_run();
     let before = crash::points();
     let result = catch_unwind(AssertUnwindSafe(|| lives(seed)));
     let failure = match result {

@@ -530,7 +530,7 @@ impl World {
 impl User for World {
     fn observe(&self) {
         self.notice_t0();
-        let one_in = self.crash_one_in.get();
+        let one_in = self.crash_one_in.get() * crate::crash::rarity();
         if one_in > 0 && self.fate.borrow_mut().u32(..one_in) == 0 {
             let loss = PowerLoss::now(self);
             self.losses.borrow_mut().push(loss);
