@@ -24,6 +24,7 @@ use presnap_engine::region::{
     Copy2, Extents, FormatError, IndexBlock, IndexEntry, IndexPick, IntentMap, Layout, Limits,
     Picked, Root, RootHeader, Scope, SlotKind, SnapshotRecord, SnapshotState, Superblock, NO_SLOT,
 };
+use presnap_engine::slots::SlotError;
 use presnap_engine::table::Features;
 
 /// Operation numbers reserved ahead: after a crash, numbering goes on behind them.
@@ -163,6 +164,7 @@ impl Reader<'_, '_> {
     fn table(&mut self, layout: &Layout, limits: &Limits) -> Result<Table> {
         let mut slots = empty_slots(layout)?;
         let mut states = array_of(layout.index_blocks as usize, IndexState::BLANK)?;
+        let mut budget = slots.load_budget();
         let mut first = 0;
         while first < layout.index_blocks {
             let pairs = layout.index_run(first).max(1);
@@ -192,10 +194,15 @@ impl Reader<'_, '_> {
                     state.seq = picked.value.seq();
                     state.next = picked.copy.other();
                 }
-                for (slot, e) in picked.value.used() {
-                    // Two slots for one block: of a copy that was made again before the index
-                    // block of the first was written. Neither snapshot nor block is sealed then.
-                    let _ = slots.insert(slot, e.snapshot, e.block, e.kind, e.crc);
+                // Two slots for one block: of a copy that was made again before the index block of
+                // the first was written. Neither snapshot nor block is sealed then.
+                let crowded = picked.value.used().any(|(slot, e)| {
+                    slots.load(slot, &e, &mut budget) == Err(SlotError::Crowded)
+                });
+                if crowded {
+                    pr_err!("{}: {}\n", region.number(), SlotError::Crowded.as_str());
+                    self.ctor.error(c"Region is damaged: its index cannot be");
+                    return Err(EINVAL);
                 }
             }
             first = first.saturating_add(pairs);
@@ -249,8 +256,7 @@ impl Reader<'_, '_> {
     fn adopt_orphans(&mut self, layout: &Layout, root: &RootTable, t: &mut Table) -> Result<u32> {
         let newest = root.newest().map(|r| r.id);
         let image = image_is_live(root);
-        let mut last = 0u32;
-        // The smallest number first: it is the oldest content.
+        let mut highest = 0u32;
         for slot in 0..t.slots.total() {
             let old_page =
                 |e: &IndexEntry| e.kind == SlotKind::Dirty && e.snapshot <= root.header.base_id;
@@ -259,31 +265,36 @@ impl Reader<'_, '_> {
                 t.free(layout, slot);
             }
         }
-        loop {
-            let orphans = (0..t.slots.total()).filter_map(|slot| t.slots.entry(slot));
-            let orphans = orphans.filter(|e| e.kind != SlotKind::Dirty);
-            let ids = orphans.map(|e| e.snapshot).filter(|&id| id > last);
-            let Some(id) = ids.filter(|&id| root.find(id).is_none()).min() else { break };
-            last = id;
-            for slot in 0..t.slots.total() {
-                let mine = |e: &IndexEntry| e.snapshot == id && e.kind != SlotKind::Dirty;
-                let Some(e) = t.slots.entry(slot).filter(mine) else { continue };
+        let orphan =
+            |e: &IndexEntry| e.kind != SlotKind::Dirty && root.find(e.snapshot).is_none();
+        for slot in 0..t.slots.total() {
+            // Each turn takes one orphan of this block away, at last the one in this slot. Of how many snapshots there
+            // are orphans does not matter: who made the region may have made that many.
+            while let Some(e) = t.slots.entry(slot).filter(orphan) {
+                highest = highest.max(e.snapshot);
                 let heir = newest.filter(|&n| {
                     image
-                        && n < id
+                        && n < e.snapshot
                         && e.kind == SlotKind::Data
                         && t.slots.lookup(n, e.block).is_none()
                 });
-                match heir {
-                    Some(heir) if self.verify(layout, slot, e.crc)? => {
-                        let _ = t.slots.reassign(slot, heir);
-                        t.note_change(layout, slot);
-                    }
-                    _ => t.free(layout, slot),
+                // The smallest number has the oldest content.
+                let oldest = heir.and_then(|heir| {
+                    let (_, from) = t.slots.lookup_at_or_after(heir.saturating_add(1), e.block)?;
+                    Some((heir, from, t.slots.entry(from)?.crc))
+                });
+                let Some((heir, from, crc)) = oldest else {
+                    t.free(layout, slot);
+                    continue;
+                };
+                if self.verify(layout, from, crc)? && t.slots.reassign(from, heir).is_ok() {
+                    t.note_change(layout, from);
+                } else {
+                    t.free(layout, from);
                 }
             }
         }
-        Ok(last)
+        Ok(highest)
     }
 
     /// Finds out what has changed since the last snapshot: what is in pages of the dirty map, and all of the extents

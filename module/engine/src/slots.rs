@@ -18,6 +18,9 @@ use crate::region::{IndexEntry, SlotKind, MAX_ORIGIN_BLOCKS};
 pub const GROUP_SLOTS: u32 = 16;
 /// Partly free groups that an allocation looks at.
 const GROUPS_TRIED: usize = 8;
+/// Steps a slot that loading a table may take. Where each block was preserved by all snapshots that there can be, it is
+/// some hundred.
+const LOAD_STEPS: u64 = 1024;
 /// End of a list or chain.
 const NONE: u32 = u32::MAX;
 
@@ -79,6 +82,8 @@ pub enum SlotError {
     Duplicate,
     /// The block number, the snapshot number or the kind cannot be.
     Value,
+    /// Too many entries hang in one chain.
+    Crowded,
 }
 
 impl SlotError {
@@ -89,6 +94,7 @@ impl SlotError {
             Self::State => "the slot is in the wrong state",
             Self::Duplicate => "the snapshot has the block in another slot",
             Self::Value => "the block, the snapshot or the kind is impossible",
+            Self::Crowded => "too many entries hang in one chain",
         }
     }
 }
@@ -351,8 +357,13 @@ where
         (hash.wrapping_mul(self.buckets.len() as u64) >> 32) as usize
     }
 
-    /// The slots of a chain.
+    /// The slots of a block.
     fn chain(&self, block: u64) -> impl Iterator<Item = (u32, &SlotEntry)> {
+        self.links(block).filter(move |(_, entry)| entry.block() == block)
+    }
+
+    /// The slots of all blocks that share a chain with this one.
+    fn links(&self, block: u64) -> impl Iterator<Item = (u32, &SlotEntry)> {
         let mut next = self.buckets.get(self.bucket_of(block)).copied().unwrap_or(NONE);
         core::iter::from_fn(move || {
             let slot = next;
@@ -360,7 +371,6 @@ where
             next = entry.next;
             Some((slot, entry))
         })
-        .filter(move |(_, entry)| entry.block() == block)
     }
 
     fn chain_in(&mut self, slot: u32, block: u64) {
@@ -425,6 +435,26 @@ where
             self.chain_in(slot, block);
         }
         Ok(())
+    }
+
+    /// Returns what [`Self::load`] may cost in all.
+    pub fn load_budget(&self) -> u64 {
+        u64::from(self.total).saturating_mul(LOAD_STEPS)
+    }
+
+    /// [`Self::insert`] of an entry that was read. Each step along its chain costs one of `budget`: an index made for the
+    /// purpose hangs all of its entries in one chain, and the work would grow with the square of their number.
+    pub fn load(
+        &mut self,
+        slot: u32,
+        entry: &IndexEntry,
+        budget: &mut u64,
+    ) -> Result<(), SlotError> {
+        if entry.kind == SlotKind::Data {
+            let steps = self.links(entry.block).zip(0..=*budget).count() as u64;
+            *budget = budget.checked_sub(steps).ok_or(SlotError::Crowded)?;
+        }
+        self.insert(slot, entry.snapshot, entry.block, entry.kind, entry.crc)
     }
 
     /// Sets the checksum of a slot in use; whether it is one.
@@ -544,6 +574,31 @@ mod tests {
         assert_eq!(t.alloc_run(0), Some((20, 1)));
         assert_eq!(t.alloc_run(9), Some((22, 1)));
         assert_eq!(t.alloc_run(9), None);
+    }
+
+    #[test]
+    fn loading_ends() {
+        let loaded = |slots: u32, entry: &dyn Fn(u32) -> (u32, u64)| {
+            let heads = vec![0; slots.next_power_of_two() as usize];
+            let mut t = SlotTable::new(vec![SlotEntry::ZERO; slots as usize], heads).unwrap();
+            let mut budget = t.load_budget();
+            let refused = (0..slots).find(|&slot| {
+                let (snapshot, block) = entry(slot);
+                let entry = IndexEntry { block, kind: SlotKind::Data, snapshot, crc: 0 };
+                t.load(slot, &entry, &mut budget) == Err(SlotError::Crowded)
+            });
+            (refused, t.used())
+        };
+        // As many snapshots as there can be, of the same blocks, next to each other or far apart.
+        for stride in [1, 16, 1 << 20, 7919] {
+            let honest = loaded(30_000, &|i| (i % 120 + 1, u64::from(i / 120) * stride));
+            assert_eq!(honest, (None, 30_000), "{stride}");
+        }
+        // One block in every slot, of snapshots that there never were.
+        let (refused, used) = loaded(30_000, &|i| (i + 1, 7));
+        assert!(refused.is_some_and(|slot| slot == used && slot < 8_000), "{refused:?} {used}");
+        // Few are let be.
+        assert_eq!(loaded(2_000, &|i| (i + 1, 7)), (None, 2_000));
     }
 
     #[test]

@@ -101,9 +101,10 @@ pub(crate) fn table(slots: u32) -> Slots {
 
 /// Puts entries into a table, as the kernel does at opening: of two slots for one block the first stays.
 pub(crate) fn load(slots: &mut Slots, used: &[(u32, IndexEntry)]) {
+    let mut budget = slots.load_budget();
     for (slot, e) in used {
         let before = slots.used();
-        match slots.insert(*slot, e.snapshot, e.block, e.kind, e.crc) {
+        match slots.load(*slot, e, &mut budget) {
             Ok(()) => {
                 assert_eq!(slots.used(), before + 1);
                 assert_eq!(slots.entry(*slot), Some(*e));

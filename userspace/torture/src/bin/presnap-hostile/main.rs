@@ -5,6 +5,7 @@
 
 mod bases;
 mod blobs;
+mod crowd;
 mod kernel_log;
 mod regions;
 mod rig;
@@ -33,6 +34,8 @@ enum Command {
     Regions(Common),
     /// Model blobs
     Blobs(Common),
+    /// One region whose index is made to take for ever
+    Crowd(Common),
 }
 
 #[derive(clap::Args)]
@@ -67,6 +70,7 @@ fn run(args: &Args) -> Result<bool> {
     match &args.command {
         Command::Regions(common) => regions::run(common),
         Command::Blobs(common) => blobs::run(common),
+        Command::Crowd(common) => crowd::run(common),
     }
 }
 
