@@ -24,7 +24,7 @@ use presnap_engine::region::{
     Copy2, Extents, FormatError, IndexBlock, IndexEntry, IndexPick, IntentMap, Layout, Limits,
     Picked, Root, RootHeader, Scope, SlotKind, SnapshotRecord, SnapshotState, Superblock, NO_SLOT,
 };
-use presnap_engine::slots::SlotError;
+use presnap_engine::slots::{Doubt, SlotError};
 use presnap_engine::table::Features;
 
 /// Operation numbers reserved ahead: after a crash, numbering goes on behind them.
@@ -32,8 +32,6 @@ pub(crate) const OP_RESERVE: u64 = 1 << 40;
 
 /// The most that is read at once: both copies of the intent map, and the log.
 const BUFFER_BLOCKS: u64 = LOG_START_BLOCK + LOG_BLOCKS - INTENT_START_BLOCKS[0];
-/// Slots read at once.
-const SLOTS_READ: u32 = 64;
 /// Nothing that counts that far was counted; what would be written next might not count.
 const EXHAUSTED: &CStr = c"Region has used up its numbers: format it anew";
 const BUFFER_BYTES: usize = BUFFER_BLOCKS as usize * BLOCK_BYTES as usize;
@@ -194,11 +192,10 @@ impl Reader<'_, '_> {
                     state.seq = picked.value.seq();
                     state.next = picked.copy.other();
                 }
-                // Two slots for one block: of a copy that was made again before the index block of
-                // the first was written. Neither snapshot nor block is sealed then.
-                let crowded = picked.value.used().any(|(slot, e)| {
-                    slots.load(slot, &e, &mut budget) == Err(SlotError::Crowded)
-                });
+                let crowded = picked
+                    .value
+                    .used()
+                    .any(|(slot, e)| slots.load(slot, &e, &mut budget) == Err(SlotError::Crowded));
                 if crowded {
                     pr_err!("{}: {}\n", region.number(), SlotError::Crowded.as_str());
                     self.ctor.error(c"Region is damaged: its index cannot be");
@@ -216,34 +213,22 @@ impl Reader<'_, '_> {
         Ok(crc32c(data) == crc)
     }
 
-    /// Frees slots of images that do not hold what their entries say, after a crash.
+    /// Frees slots that do not hold what their entries say, of those of which that can be.
     ///
-    /// A guard writes data and entry at the same time if it may, and lets its writer go when both are
-    /// durable: of an entry without its data the origin still has the block.
-    fn free_unfinished(&mut self, layout: &Layout, root: &RootTable, t: &mut Table) -> Result {
-        let Some(oldest) = root.iter().find(|r| r.scope == Scope::Image).map(|r| r.id) else {
-            return Ok(());
-        };
-        let mut first = 0;
-        while first < layout.slots {
-            let count = layout.slot_run(first).clamp(1, SLOTS_READ);
-            let wanted = |slots: &Slots, i: u32| {
-                let slot = first.saturating_add(i);
-                let entry = slots.entry(slot)?;
-                let image = entry.kind == SlotKind::Data && entry.snapshot >= oldest;
-                image.then_some((slot, entry.crc))
-            };
-            if (0..count).any(|i| wanted(&t.slots, i).is_some()) {
-                let data = self.read(layout.slot_block(first), count)?;
-                for (i, block) in (0..count).zip(data.chunks_exact(BLOCK_BYTES as usize)) {
-                    if let Some((slot, crc)) = wanted(&t.slots, i) {
-                        if crc32c(block) != crc {
-                            t.free(layout, slot);
-                        }
-                    }
-                }
+    /// A guard writes data and entry at the same time if it may, and lets its writer go when both are durable: of an entry
+    /// without its data the origin still has the block. Such entries are marked, and few.
+    fn settle_doubts(&mut self, layout: &Layout, t: &mut Table) -> Result {
+        for slot in 0..t.slots.total() {
+            let Some(doubt) = t.slots.doubt(slot) else { continue };
+            let Some(e) = t.slots.entry(slot) else { continue };
+            // Of two that are both right, the first stays: it was found right before.
+            let second = matches!(doubt, Doubt::Double { other } if other < slot);
+            if second || !self.verify(layout, slot, e.crc)? {
+                t.free(layout, slot);
+            } else if e.kind == SlotKind::Unconfirmed {
+                t.slots.confirm(slot);
+                t.note_change(layout, slot);
             }
-            first = first.saturating_add(count);
         }
         Ok(())
     }
@@ -265,8 +250,7 @@ impl Reader<'_, '_> {
                 t.free(layout, slot);
             }
         }
-        let orphan =
-            |e: &IndexEntry| e.kind != SlotKind::Dirty && root.find(e.snapshot).is_none();
+        let orphan = |e: &IndexEntry| e.kind != SlotKind::Dirty && root.find(e.snapshot).is_none();
         for slot in 0..t.slots.total() {
             // Each turn takes one orphan of this block away, at last the one in this slot. Of how many snapshots there
             // are orphans does not matter: who made the region may have made that many.
@@ -459,9 +443,7 @@ pub(crate) fn open(
     limits.next_snapshot = root.header.next_snapshot;
     let mut table = reader.table(&layout, &limits)?;
     let clean = root.header.flags & ROOT_CLEAN != 0;
-    if !clean {
-        reader.free_unfinished(&layout, &root, &mut table)?;
-    }
+    reader.settle_doubts(&layout, &mut table)?;
     let highest = reader.adopt_orphans(&layout, &root, &mut table)?;
     // A number that was used for something unfinished is not used again: its remains on disk must
     // not be taken for the new one's.

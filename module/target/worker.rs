@@ -246,6 +246,7 @@ impl Worker {
         // What was staged has no use any more; the index is made to say so, and what removals freed.
         self.forget_staged();
         self.settle(|w| !w.removal.pending() || !w.healthy());
+        self.index.confirm(false);
         // With its dirty blocks written, no extent needs intent any more.
         self.intent.close();
         self.settle(|w| {

@@ -22,7 +22,7 @@ pub mod layout;
 pub mod root;
 pub mod superblock;
 
-pub use index::{IndexBlock, IndexEntry, IndexPick, SlotKind};
+pub use index::{IndexBlock, IndexEntry, IndexPick, SlotKind, UnconfirmedSlots};
 pub use intent::{Extents, IntentMap};
 pub use layout::{Layout, LayoutError};
 pub use root::{Root, RootHeader, Scope, SnapshotRecord, SnapshotState};

@@ -29,8 +29,9 @@ const FREE: u8 = SlotKind::Free as u8;
 const DATA: u8 = SlotKind::Data as u8;
 const MANIFEST: u8 = SlotKind::Manifest as u8;
 const DIRTY: u8 = SlotKind::Dirty as u8;
+const UNCONFIRMED: u8 = SlotKind::Unconfirmed as u8;
 /// Handed out by `alloc_run`, not filled yet.
-const RESERVED: u8 = 4;
+const RESERVED: u8 = 5;
 
 /// What the table keeps of a slot: 20 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -54,11 +55,17 @@ impl SlotEntry {
         u64::from(self.block_low) | u64::from(self.block_high) << 32
     }
 
+    /// Whether it hangs in the chain of its block.
+    fn is_chained(&self) -> bool {
+        matches!(self.state, DATA | UNCONFIRMED)
+    }
+
     fn index_entry(&self) -> Option<IndexEntry> {
         let kind = match self.state {
             DATA => SlotKind::Data,
             MANIFEST => SlotKind::Manifest,
             DIRTY => SlotKind::Dirty,
+            UNCONFIRMED => SlotKind::Unconfirmed,
             _ => return None,
         };
         Some(IndexEntry { block: self.block(), kind, snapshot: self.snapshot, crc: self.crc })
@@ -97,6 +104,19 @@ impl SlotError {
             Self::Crowded => "too many entries hang in one chain",
         }
     }
+}
+
+/// Why a slot that was loaded perhaps does not hold what its entry says: only its checksum tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// The entry was written at the same time as the data.
+    Unconfirmed,
+    /// Another slot has the same block of the same snapshot: one of the two was free in memory, and perhaps in use for
+    /// something else, but not yet on disk.
+    Double {
+        /// The lowest such slot.
+        other: u32,
+    },
 }
 
 /// A list of groups.
@@ -407,6 +427,16 @@ where
         kind: SlotKind,
         crc: u32,
     ) -> Result<(), SlotError> {
+        let of_origin = matches!(kind, SlotKind::Data | SlotKind::Unconfirmed);
+        if of_origin && self.lookup(snapshot, block).is_some() {
+            self.check(slot, snapshot, block, kind)?;
+            return Err(SlotError::Duplicate);
+        }
+        self.fill(slot, IndexEntry { block, kind, snapshot, crc })
+    }
+
+    /// Whether a slot can be filled so.
+    fn check(&self, slot: u32, snapshot: u32, block: u64, kind: SlotKind) -> Result<(), SlotError> {
         let state = self.get(slot).ok_or(SlotError::NoSlot)?.state;
         if state != FREE && state != RESERVED {
             return Err(SlotError::State);
@@ -414,10 +444,13 @@ where
         if snapshot == 0 || block >= MAX_ORIGIN_BLOCKS || kind == SlotKind::Free {
             return Err(SlotError::Value);
         }
-        if kind == SlotKind::Data && self.lookup(snapshot, block).is_some() {
-            return Err(SlotError::Duplicate);
-        }
-        if state == FREE {
+        Ok(())
+    }
+
+    fn fill(&mut self, slot: u32, held: IndexEntry) -> Result<(), SlotError> {
+        let IndexEntry { block, kind, snapshot, crc } = held;
+        self.check(slot, snapshot, block, kind)?;
+        if self.get(slot).is_some_and(|entry| entry.state == FREE) {
             self.toggle(slot / GROUP_SLOTS, run_mask(slot % GROUP_SLOTS, 1), RESERVED);
             self.used = self.used.saturating_add(1);
         }
@@ -431,7 +464,7 @@ where
                 next: NONE,
             };
         }
-        if kind == SlotKind::Data {
+        if self.get(slot).is_some_and(SlotEntry::is_chained) {
             self.chain_in(slot, block);
         }
         Ok(())
@@ -444,17 +477,36 @@ where
 
     /// [`Self::insert`] of an entry that was read. Each step along its chain costs one of `budget`: an index made for the
     /// purpose hangs all of its entries in one chain, and the work would grow with the square of their number.
+    ///
+    /// A snapshot may have a block twice, see [`Self::doubt`]. With such a slot, what is looked up is one of the two.
     pub fn load(
         &mut self,
         slot: u32,
         entry: &IndexEntry,
         budget: &mut u64,
     ) -> Result<(), SlotError> {
-        if entry.kind == SlotKind::Data {
+        if matches!(entry.kind, SlotKind::Data | SlotKind::Unconfirmed) {
             let steps = self.links(entry.block).zip(0..=*budget).count() as u64;
             *budget = budget.checked_sub(steps).ok_or(SlotError::Crowded)?;
         }
-        self.insert(slot, entry.snapshot, entry.block, entry.kind, entry.crc)
+        self.fill(slot, *entry)
+    }
+
+    /// Returns why a slot that was loaded perhaps does not hold what its entry says.
+    pub fn doubt(&self, slot: u32) -> Option<Doubt> {
+        let entry = self.get(slot).filter(|entry| entry.is_chained())?;
+        let same = |&(other, e): &(u32, &SlotEntry)| e.snapshot == entry.snapshot && other != slot;
+        match self.chain(entry.block()).filter(same).map(|(other, _)| other).min() {
+            Some(other) => Some(Doubt::Double { other }),
+            None => (entry.state == UNCONFIRMED).then_some(Doubt::Unconfirmed),
+        }
+    }
+
+    /// A slot holds what its entry says.
+    pub fn confirm(&mut self, slot: u32) {
+        if let Some(entry) = self.get_mut(slot).filter(|entry| entry.state == UNCONFIRMED) {
+            entry.state = DATA;
+        }
     }
 
     /// Sets the checksum of a slot in use; whether it is one.
@@ -493,7 +545,7 @@ where
         let entry = *self.get(slot)?;
         match entry.state {
             FREE => return None,
-            DATA => self.chain_out(slot, entry.block()),
+            DATA | UNCONFIRMED => self.chain_out(slot, entry.block()),
             _ => {}
         }
         self.toggle(slot / GROUP_SLOTS, run_mask(slot % GROUP_SLOTS, 1), FREE);
@@ -524,7 +576,7 @@ where
         if new_snapshot == 0 {
             return Err(SlotError::Value);
         }
-        if held.kind == SlotKind::Data
+        if entry.is_chained()
             && self.lookup(new_snapshot, held.block).is_some_and(|other| other != slot)
         {
             return Err(SlotError::Duplicate);
@@ -599,6 +651,36 @@ mod tests {
         assert!(refused.is_some_and(|slot| slot == used && slot < 8_000), "{refused:?} {used}");
         // Few are let be.
         assert_eq!(loaded(2_000, &|i| (i + 1, 7)), (None, 2_000));
+    }
+
+    #[test]
+    fn doubts_are_settled_one_by_one() {
+        let mut t = table(64);
+        let mut budget = t.load_budget();
+        let mut load = |slot, snapshot, block, kind| {
+            let entry = IndexEntry { block, kind, snapshot, crc: slot };
+            t.load(slot, &entry, &mut budget).unwrap();
+        };
+        load(1, 4, 77, SlotKind::Data);
+        load(2, 4, 77, SlotKind::Unconfirmed);
+        load(3, 4, 78, SlotKind::Unconfirmed);
+        load(4, 5, 77, SlotKind::Data);
+        load(5, 4, 77, SlotKind::Manifest);
+        let doubts = |t: &Table| [1, 2, 3, 4, 5, 6].map(|slot| t.doubt(slot));
+        let (first, second) = (Doubt::Double { other: 2 }, Doubt::Double { other: 1 });
+        let unconfirmed = Some(Doubt::Unconfirmed);
+        assert_eq!(doubts(&t), [Some(first), Some(second), unconfirmed, None, None, None]);
+        t.free(1);
+        assert_eq!(doubts(&t), [None, unconfirmed, unconfirmed, None, None, None]);
+        assert_eq!(t.lookup(4, 77), Some(2));
+        t.confirm(2);
+        t.confirm(4);
+        assert_eq!(doubts(&t), [None, None, unconfirmed, None, None, None]);
+        assert_eq!(t.entry(2).map(|e| e.kind), Some(SlotKind::Data));
+        // One that was never settled is looked up and freed as others are.
+        assert_eq!(t.lookup_at_or_after(1, 78), Some((4, 3)));
+        t.free(3);
+        assert_eq!(t.lookup(4, 78), None);
     }
 
     #[test]

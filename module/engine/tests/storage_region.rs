@@ -117,10 +117,10 @@ fn decode_root(bytes: &[u8]) -> Table {
 }
 
 fn entry() -> impl Strategy<Value = IndexEntry> {
-    (any::<u64>(), 0u8..4, 1..=LIMITS.next_snapshot + 1, any::<u32>()).prop_map(
+    (any::<u64>(), 0u8..5, 1..=LIMITS.next_snapshot + 1, any::<u32>()).prop_map(
         |(block, kind, snapshot, crc)| match SlotKind::from_wire(kind).unwrap() {
             SlotKind::Free => IndexEntry::FREE,
-            kind @ SlotKind::Data => {
+            kind @ (SlotKind::Data | SlotKind::Unconfirmed) => {
                 IndexEntry { block: block % LIMITS.origin_blocks, kind, snapshot, crc }
             }
             kind @ SlotKind::Manifest => {

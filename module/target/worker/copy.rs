@@ -171,6 +171,12 @@ impl Jobs {
         }
     }
 
+    /// The slots that have entries in the slot table and are being written, as runs: first and number.
+    pub(super) fn writing_entered(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let writing = |job: &&Job| job.state == State::Writing && job.inserted;
+        self.jobs.iter().filter(writing).map(|job| (job.slot, job.len()))
+    }
+
     /// Whether a block is being copied.
     pub(crate) fn covers(&self, block: u64) -> bool {
         self.copying(area_of(block)) & bit_of(block) != 0
@@ -400,8 +406,8 @@ impl Worker {
             self.give_up(number);
             return;
         }
-        // Index and data may be written at the same time: the entry has the data's checksum, so
-        // one without the other is found out. With a volatile cache the entry's write is the
+        // Index and data may be written at the same time: the entry says that it is not confirmed, and has the
+        // data's checksum, so one without the other is found out. With a volatile cache the entry's write is the
         // barrier for the data, and has to come after it. A view must not find the entry before
         // the data.
         let views = self.dev.views.load(Ordering::SeqCst) > 0;

@@ -11,10 +11,12 @@ use presnap_abi::clock::crc32c;
 use presnap_abi::io::{Client, Durability, Transfer};
 use presnap_abi::thread::Wake;
 use presnap_engine::geometry::{BLOCK_BYTES, BLOCK_SECTORS};
-use presnap_engine::region::{region_tag, IndexBlock, Layout};
+use presnap_engine::region::{region_tag, IndexBlock, Layout, UnconfirmedSlots};
 
 /// Index blocks written at a time.
 const WRITES: usize = 16;
+/// Index blocks on disk that may have unconfirmed entries: what has to be read after a crash.
+const UNCONFIRMED: u64 = 64;
 
 struct Write {
     transfer: KBox<Transfer>,
@@ -28,6 +30,8 @@ pub(crate) struct IndexWriter {
     dirty: BlockMap,
     /// Of them, those that somebody waits for.
     urgent: BlockMap,
+    /// Blocks whose newest version on disk, or on its way there, has unconfirmed entries.
+    unconfirmed: BlockMap,
     writes: KVec<Write>,
     in_flight: usize,
     /// Write all that differs, urgent or not.
@@ -48,11 +52,33 @@ impl IndexWriter {
             writes.push(Write { transfer, index_no: None }, GFP_KERNEL)?;
         }
         let n = states.len() as u64;
-        let (dirty, urgent) = (block_map(n)?, block_map(n)?);
+        let (dirty, urgent, unconfirmed) = (block_map(n)?, block_map(n)?, block_map(n)?);
         for (i, _) in (0..).zip(states.iter()).filter(|(_, state)| state.outdated) {
             dirty.set_range(i, 1);
         }
-        Ok(Self { states, dirty, urgent, writes, in_flight: 0, flush: false, failed: false })
+        Ok(Self {
+            states,
+            dirty,
+            urgent,
+            unconfirmed,
+            writes,
+            in_flight: 0,
+            flush: false,
+            failed: false,
+        })
+    }
+
+    /// Index blocks with entries that were not confirmed when they were written are written again; `urgent`: at once.
+    pub(super) fn confirm(&mut self, urgent: bool) {
+        let mut from = 0;
+        while let Some(i) = self.unconfirmed.next_set(from) {
+            self.unconfirmed.clear_range(i, 1);
+            self.dirty.set_range(i, 1);
+            if urgent {
+                self.urgent.set_range(i, 1);
+            }
+            from = i.saturating_add(1);
+        }
     }
 
     /// Notes that the entries of a run of slots changed. Returns the index blocks, each with the
@@ -112,12 +138,24 @@ impl IndexWriter {
         None
     }
 
-    fn start(&mut self, dev: &Device, index_no: u32) -> Result {
+    /// Of the slots that `writing` names, the data is on its way.
+    fn start(
+        &mut self,
+        dev: &Device,
+        index_no: u32,
+        writing: impl Iterator<Item = (u32, u32)>,
+    ) -> Result {
         let state = self.states.get_mut(index_no as usize).ok_or(EINVAL)?;
         let write = self.writes.iter_mut().find(|w| w.index_no.is_none()).ok_or(EBUSY)?;
         self.dirty.clear_range(index_no.into(), 1);
         self.urgent.clear_range(index_no.into(), 1);
         let seq = state.seq.saturating_add(1);
+        let writing = UnconfirmedSlots::new(index_no, writing);
+        if writing.any() {
+            self.unconfirmed.set_range(index_no.into(), 1);
+        } else {
+            self.unconfirmed.clear_range(index_no.into(), 1);
+        }
         let out = write
             .transfer
             .buffer()
@@ -127,7 +165,12 @@ impl IndexWriter {
             let slots = dev.slots.lock();
             let tag = region_tag(&dev.region_uuid);
             let entries = slots.index_entries(index_no);
-            IndexBlock::encode_with(out, tag, index_no, seq, entries, crc32c);
+            if writing.any() {
+                let entries = writing.mark(entries);
+                IndexBlock::encode_with(out, tag, index_no, seq, entries, crc32c);
+            } else {
+                IndexBlock::encode_with(out, tag, index_no, seq, entries, crc32c);
+            }
         }
         let block = dev.layout.index_copy_block(index_no, state.next);
         let sector = block.saturating_mul(BLOCK_SECTORS.into());
@@ -170,13 +213,16 @@ impl Worker {
 
     /// Starts index writes.
     pub(super) fn write_index(&mut self) {
+        if self.index.unconfirmed.count() > UNCONFIRMED {
+            self.index.confirm(true);
+        }
         while self.healthy() && self.index.in_flight < WRITES {
             let Some(index_no) = self.index.next() else { break };
             if !self.root_covers_index() {
                 break;
             }
             self.progress = true;
-            if self.index.start(&self.dev, index_no).is_err() {
+            if self.index.start(&self.dev, index_no, self.jobs.writing_entered()).is_err() {
                 self.region_failed();
                 break;
             }

@@ -112,6 +112,10 @@ impl Worker {
             return;
         }
         if self.manifest.last {
+            if !self.index.flush {
+                // Of a sealed delta, the index is plain.
+                self.index.confirm(false);
+            }
             self.index.flush = true;
             if self.index.clean() && self.origin_flush.settled() {
                 self.index.flush = false;

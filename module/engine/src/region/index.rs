@@ -36,6 +36,8 @@ pub enum SlotKind {
     /// A page of the dirty map, a bit a block; the block number of the entry is the page number, its snapshot the
     /// coming one, whose delta the blocks belong to.
     Dirty = 3,
+    /// [`SlotKind::Data`] that was being written when the entry was: it counts if its checksum is right.
+    Unconfirmed = 4,
 }
 
 impl SlotKind {
@@ -46,6 +48,7 @@ impl SlotKind {
             1 => Some(Self::Data),
             2 => Some(Self::Manifest),
             3 => Some(Self::Dirty),
+            4 => Some(Self::Unconfirmed),
             _ => None,
         }
     }
@@ -88,7 +91,7 @@ impl IndexEntry {
         let blocks = match kind {
             SlotKind::Free if entry == Self::FREE => return Ok(entry),
             SlotKind::Free => return Err(Fault::Reserved),
-            SlotKind::Data => limits.origin_blocks,
+            SlotKind::Data | SlotKind::Unconfirmed => limits.origin_blocks,
             SlotKind::Manifest => u64::from(limits.slots),
             SlotKind::Dirty => limits.origin_blocks.div_ceil(DIRTY_PAGE_BLOCKS),
         };
@@ -99,6 +102,48 @@ impl IndexEntry {
             return Err(Fault::SnapshotId);
         }
         Ok(entry)
+    }
+}
+
+/// Slots of an index block whose data is on its way while the block is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UnconfirmedSlots {
+    mask: [u64; INDEX_ENTRIES.div_ceil(u64::BITS) as usize],
+}
+
+impl UnconfirmedSlots {
+    /// Of an index block, with all slots that are being written, as runs: first and number.
+    pub fn new(index_no: u32, runs: impl Iterator<Item = (u32, u32)>) -> Self {
+        let mut mask = [0u64; INDEX_ENTRIES.div_ceil(u64::BITS) as usize];
+        let begin = index_no.saturating_mul(INDEX_ENTRIES);
+        let end = begin.saturating_add(INDEX_ENTRIES);
+        for (first, number) in runs {
+            for slot in first.max(begin)..first.saturating_add(number).min(end) {
+                let at = slot.wrapping_sub(begin);
+                if let Some(word) = mask.get_mut((at / u64::BITS) as usize) {
+                    *word |= 1u64.wrapping_shl(at % u64::BITS);
+                }
+            }
+        }
+        Self { mask }
+    }
+
+    /// Whether there are any.
+    pub fn any(&self) -> bool {
+        self.mask.iter().any(|&word| word != 0)
+    }
+
+    /// The entries of the index block, the data of these slots as unconfirmed.
+    pub fn mark(
+        self,
+        entries: impl Iterator<Item = IndexEntry>,
+    ) -> impl Iterator<Item = IndexEntry> {
+        let mut bits =
+            self.mask.into_iter().flat_map(|word| (0..u64::BITS).map(move |i| word >> i));
+        entries.map(move |entry| match (entry.kind, bits.next().unwrap_or(0) & 1) {
+            (SlotKind::Data, 1) => IndexEntry { kind: SlotKind::Unconfirmed, ..entry },
+            _ => entry,
+        })
     }
 }
 
@@ -277,6 +322,7 @@ mod tests {
         match i % 4 {
             0 => IndexEntry::FREE,
             3 => IndexEntry { block: i, kind: SlotKind::Manifest, snapshot: 9, crc: 1 },
+            2 => IndexEntry { block: i, kind: SlotKind::Unconfirmed, snapshot: 9, crc: 1 },
             _ => IndexEntry { block: 4999 - i, kind: SlotKind::Data, snapshot: 1, crc: i as u32 },
         }
     }
@@ -289,6 +335,28 @@ mod tests {
 
     fn fault(bytes: &[u8], index_no: u32) -> Fault {
         IndexBlock::decode(bytes, index_no, &LIMITS).unwrap_err().fault
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_unconfirmed() {
+        // Index block 2: slots 508 to 761.
+        let kinds = |runs: &[(u32, u32)]| {
+            let writing = UnconfirmedSlots::new(2, runs.iter().copied());
+            let data = IndexEntry { block: 1, kind: SlotKind::Data, snapshot: 1, crc: 1 };
+            let marked: Vec<_> = writing.mark((0..254).map(|_| data)).collect();
+            assert_eq!(writing.any(), marked.iter().any(|e| e.kind != SlotKind::Data));
+            let is_new = |e: &&(u32, IndexEntry)| e.1.kind == SlotKind::Unconfirmed;
+            let slots: Vec<_> = (508..).zip(marked).collect();
+            slots.iter().filter(is_new).map(|(slot, _)| *slot).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(&[]), []);
+        assert_eq!(kinds(&[(0, 508), (762, 16), (u32::MAX, 16)]), []);
+        assert_eq!(kinds(&[(500, 9), (570, 3), (761, 16)]), [508, 570, 571, 572, 761]);
+        let writing = UnconfirmedSlots::new(2, [(508, 254)].into_iter());
+        let manifest = IndexEntry { block: 1, kind: SlotKind::Manifest, snapshot: 1, crc: 1 };
+        assert!(writing
+            .mark([IndexEntry::FREE, manifest].into_iter())
+            .eq([IndexEntry::FREE, manifest]));
     }
 
     #[test]

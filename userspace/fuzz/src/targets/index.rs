@@ -6,7 +6,7 @@ use presnap_engine::region::index::{DIRTY_PAGE_BLOCKS, INDEX_BYTES, INDEX_ENTRIE
 use presnap_engine::region::{
     Copy2, IndexBlock, IndexEntry, IndexPick, Limits, SlotKind, MAX_ORIGIN_BLOCKS,
 };
-use presnap_engine::slots::{SlotEntry, SlotTable};
+use presnap_engine::slots::{Doubt, SlotEntry, SlotError, SlotTable};
 
 use crate::bytes::{mend, says, Input};
 use crate::hostile::ENTRY as FIELDS;
@@ -66,7 +66,7 @@ pub(crate) fn sound(
         assert!(u64::from(e.snapshot) <= u64::from(limits.next_snapshot) + 1);
         match e.kind {
             SlotKind::Free => panic!("a free slot in use"),
-            SlotKind::Data => {
+            SlotKind::Data | SlotKind::Unconfirmed => {
                 assert!(e.block < limits.origin_blocks && e.block < MAX_ORIGIN_BLOCKS)
             }
             SlotKind::Manifest => assert!(e.block < u64::from(limits.slots)),
@@ -99,7 +99,7 @@ pub(crate) fn table(slots: u32) -> Slots {
     SlotTable::new(vec![SlotEntry::ZERO; slots], vec![0; slots]).expect("a table")
 }
 
-/// Puts entries into a table, as the kernel does at opening: of two slots for one block the first stays.
+/// Puts entries into a table, as the kernel does at opening.
 pub(crate) fn load(slots: &mut Slots, used: &[(u32, IndexEntry)]) {
     let mut budget = slots.load_budget();
     for (slot, e) in used {
@@ -108,8 +108,18 @@ pub(crate) fn load(slots: &mut Slots, used: &[(u32, IndexEntry)]) {
             Ok(()) => {
                 assert_eq!(slots.used(), before + 1);
                 assert_eq!(slots.entry(*slot), Some(*e));
-                if e.kind == SlotKind::Data {
-                    assert_eq!(slots.lookup(e.snapshot, e.block), Some(*slot));
+                if matches!(e.kind, SlotKind::Data | SlotKind::Unconfirmed) {
+                    let found = slots.lookup(e.snapshot, e.block).expect("it, or one like it");
+                    match slots.doubt(*slot) {
+                        Some(Doubt::Double { other }) => {
+                            let twin = slots.entry(other).expect("a slot in use");
+                            assert!(twin.block == e.block && twin.snapshot == e.snapshot);
+                        }
+                        doubt => {
+                            assert_eq!(found, *slot);
+                            assert_eq!(doubt.is_some(), e.kind == SlotKind::Unconfirmed);
+                        }
+                    }
                     let (id, _) =
                         slots.lookup_at_or_after(e.snapshot, e.block).expect("at least it");
                     assert_eq!(id, e.snapshot);
@@ -118,7 +128,7 @@ pub(crate) fn load(slots: &mut Slots, used: &[(u32, IndexEntry)]) {
             Err(why) => {
                 says(why.as_str());
                 assert_eq!((slots.used(), slots.entry(*slot)), (before, None));
-                assert!(e.kind == SlotKind::Data && slots.lookup(e.snapshot, e.block).is_some());
+                assert_eq!(why, SlotError::Crowded);
             }
         }
     }
@@ -195,7 +205,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         let first = number * INDEX_ENTRIES;
         let entry = |i: u32| IndexEntry {
             block: u64::from(i) * 1000,
-            kind: if i % 3 == 2 { SlotKind::Manifest } else { SlotKind::Data },
+            kind: [SlotKind::Data, SlotKind::Unconfirmed, SlotKind::Manifest][i as usize % 3],
             snapshot: 1 + i,
             crc: !i,
         };
