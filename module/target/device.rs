@@ -3,6 +3,7 @@
 //! A device: one origin with its region, shared by the tables that map it, its worker, its files
 //! in sysfs and the views of its snapshots.
 
+use crate::growth::{Growth, Segments};
 use crate::knobs::Knobs;
 use crate::models::Models;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -19,12 +20,12 @@ use presnap_engine::freeze::{DropReason, FreezeBudget, Phase};
 use presnap_engine::inflight::{Gate, Shard, TrackSlot, WriteTracker};
 use presnap_engine::region::{Extents, Layout, Root, SnapshotRecord};
 use presnap_engine::ring::{RecordRing, RingSlot};
-use presnap_engine::slots::{SlotEntry, SlotTable};
+use presnap_engine::slots::SlotTable;
 use presnap_engine::table::Scope;
 
 pub(crate) type Words = KVVec<AtomicU64>;
 pub(crate) type BlockMap = Bitmap<Words, Words>;
-pub(crate) type Slots = SlotTable<KVVec<SlotEntry>, KVVec<u32>>;
+pub(crate) type Slots = SlotTable<Segments, KVVec<u32>>;
 pub(crate) type RootTable = Root<KVVec<SnapshotRecord>>;
 
 /// CPUs that get gate counters of their own; more share.
@@ -228,6 +229,10 @@ pub(crate) struct Control {
     pub(crate) delete: Option<u32>,
     /// The unfinished snapshot that shall be dropped.
     pub(crate) abort: Option<u32>,
+    /// The region shall grow, with this.
+    pub(crate) growth: Option<Growth>,
+    /// It does.
+    pub(crate) growing: bool,
     /// The last ones dropped, newest last.
     dropped: [(u32, Option<DropReason>); DROPPED_KEPT],
     holds: [Hold; HOLDS],
@@ -240,6 +245,8 @@ impl Control {
             active: None,
             delete: None,
             abort: None,
+            growth: None,
+            growing: false,
             dropped: [(0, None); DROPPED_KEPT],
             holds: [Hold::NONE; HOLDS],
         }
@@ -335,7 +342,9 @@ pub(crate) struct Device {
     pub(crate) region_cached: bool,
     /// Whether what ended on the origin needs a flush to be durable.
     pub(crate) origin_cached: bool,
-    pub(crate) layout: Layout,
+    /// That the region was opened with, and its size now.
+    first_layout: Layout,
+    pub(crate) region_blocks: AtomicU64,
     pub(crate) origin_sectors: u64,
 
     /// Passed by every write that modifies the origin, closed by a freeze.
@@ -448,7 +457,8 @@ impl Device {
                 region,
                 region_cached,
                 origin_cached,
-                layout,
+                first_layout: layout,
+                region_blocks: AtomicU64::new(layout.region_blocks),
                 origin_sectors,
                 gate,
                 tracker,
@@ -487,6 +497,11 @@ impl Device {
             GFP_KERNEL,
         )?;
         Ok(device)
+    }
+
+    /// The layout of the region, which may grow.
+    pub(crate) fn layout(&self) -> Layout {
+        Layout::for_region(self.region_blocks.load(Ordering::Acquire)).unwrap_or(self.first_layout)
     }
 
     /// Whether durable intent covers these blocks; notes that they are written lately.
@@ -601,7 +616,7 @@ impl Device {
 
 /// Allocates the empty slot table of a layout. Sleeps.
 pub(crate) fn empty_slots(layout: &Layout) -> Result<Slots> {
-    let entries = array_of(layout.slots as usize, SlotEntry::ZERO)?;
+    let entries = Segments::new(layout.slots)?;
     let buckets = array_of((layout.slots as usize).next_power_of_two(), 0u32)?;
-    SlotTable::new(entries, buckets).ok_or(EINVAL)
+    SlotTable::new(entries, buckets, layout.slots).ok_or(EINVAL)
 }

@@ -106,7 +106,7 @@ impl Image {
         }
         let sector = start.map(|slot| {
             self.device
-                .layout
+                .layout()
                 .slot_block(slot)
                 .saturating_mul(BLOCK_SECTORS.into())
                 .saturating_add(within.into())

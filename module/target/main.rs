@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 mod device;
+mod growth;
 mod image;
 mod knobs;
 mod message;

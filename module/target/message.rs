@@ -58,6 +58,10 @@ impl Target {
                 device.wake.wake();
                 Ok(())
             }
+            Message::Grow => {
+                let (before, after) = device.grow().map_err(|(why, e)| complain(why, e))?;
+                write!(out, "{before} {after}").map_err(|_| ENOSPC)
+            }
             // Every record is durable before anybody is told of it; there is nothing to write.
             Message::Sync => Ok(()),
         }

@@ -109,6 +109,9 @@ impl dm::Target for Target {
             }
         }
         self.user.resumed(&self.md);
+        if let Err((why, _)) = self.device().grow() {
+            self.md.with_name(|name| pr_warn!("{name}: the region does not grow: {why}\n"));
+        }
     }
 
     fn postsuspend(&self) {

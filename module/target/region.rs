@@ -50,7 +50,8 @@ pub(crate) struct IndexState {
 }
 
 impl IndexState {
-    const BLANK: Self = Self { seq: 0, next: Copy2::A, in_flight: false, outdated: false };
+    pub(crate) const BLANK: Self =
+        Self { seq: 0, next: Copy2::A, in_flight: false, outdated: false };
 }
 
 /// What a region's slots hold, and what is known of the index blocks that say so.
@@ -118,14 +119,15 @@ impl Reader<'_, '_> {
         Err(EINVAL)
     }
 
-    fn superblock(&mut self, layout: &Layout) -> Result<Superblock> {
+    /// The superblock, and the copy of it that is not good.
+    fn superblock(&mut self, layout: &Layout) -> Result<(Superblock, Option<Copy2>)> {
         let (a, b) = (layout.superblock_block(Copy2::A), layout.superblock_block(Copy2::B));
         let offset = b.saturating_sub(a) as usize * BLOCK_BYTES as usize;
         let count = b.saturating_sub(a).saturating_add(1) as u32;
         let buf = self.read(a, count)?;
         let second = buf.get(offset..).unwrap_or(&[]);
         match Superblock::pick(buf, second) {
-            Ok(Picked { value, other_fault, .. }) => {
+            Ok(Picked { value, other_fault, copy }) => {
                 if let Some(fault) = other_fault {
                     pr_warn!(
                         "{}: one copy of the {}\n",
@@ -133,7 +135,7 @@ impl Reader<'_, '_> {
                         format_args!("{fault}")
                     );
                 }
-                Ok(value)
+                Ok((value, other_fault.map(|_| copy.other())))
             }
             Err(e) => self.refuse(e, c"Region is not formatted, or its superblocks are damaged"),
         }
@@ -417,8 +419,8 @@ pub(crate) fn open(
     let transfer = Transfer::new(&client, &wake, BUFFER_BYTES)?;
     let mut reader = Reader { ctor, region, transfer };
 
-    let sb = reader.superblock(&layout)?;
-    // The region may have grown since it was formatted; what it was formatted for counts.
+    let (sb, bad_copy) = reader.superblock(&layout)?;
+    // The device may have grown since; when it is resumed, the region does.
     let layout = Layout::for_region(sb.region_blocks).map_err(|_| EINVAL)?;
     if sb.region_blocks > region.sectors() / u64::from(BLOCK_SECTORS) {
         reader.ctor.error(c"Region device is smaller than when it was formatted");
@@ -488,7 +490,8 @@ pub(crate) fn open(
         dirty,
     };
     let mark = Mark { transfer: reader.transfer, next: root_next, flags: parts.root.header.flags };
-    let found = Found { index, root_next: mark.root_next(), intent: order, dirty_pages };
+    let root_next = mark.root_next();
+    let found = Found { index, superblock: sb, bad_copy, root_next, intent: order, dirty_pages };
     Ok(Opened { parts, found, mark })
 }
 
@@ -518,7 +521,7 @@ impl Mark {
     }
 
     fn write(&mut self, device: &Device, clean: u32, reserve: u64) -> Result {
-        let sector = device.layout.root_block(self.next).saturating_mul(BLOCK_SECTORS.into());
+        let sector = device.layout().root_block(self.next).saturating_mul(BLOCK_SECTORS.into());
         self.next = self.next.other();
         let mut root = device.root.lock();
         let first_op = root.header.next_op;

@@ -171,7 +171,7 @@ impl Device {
         };
         // Before the mirror is on its way: once it is, the checksum of the slot is wrong.
         self.generations.rewritten.set_range(first, count);
-        let sector = self.layout.slot_block(slot).saturating_mul(BLOCK_SECTORS.into());
+        let sector = self.layout().slot_block(slot).saturating_mul(BLOCK_SECTORS.into());
         self.mirrors.mirror::<PerBio>(bio, &self.region, sector)
     }
 

@@ -121,7 +121,7 @@ impl Files for MainFiles {
             0 => dev.op.load(Ordering::Relaxed),
             1 => dev.generations.dirty().count(),
             2 => dev.slots.lock().used().into(),
-            3 => dev.layout.slots.into(),
+            3 => dev.layout().slots.into(),
             4 => dev.areas_active.load(Ordering::Relaxed),
             5 => {
                 for byte in dev.region_uuid {

@@ -9,6 +9,7 @@
 mod copy;
 mod drain;
 mod freeze;
+mod grow;
 mod guard;
 mod index;
 mod intent;
@@ -23,6 +24,7 @@ use crate::region::IndexState;
 use copy::Jobs;
 use core::sync::atomic::Ordering;
 use drain::Drain;
+use grow::Grower;
 use guard::Parked;
 use index::IndexWriter;
 use intent::IntentWriter;
@@ -31,12 +33,13 @@ use kernel::sync::Arc;
 use kernel::time::delay::fsleep;
 use kernel::time::Delta;
 use presnap_abi::clock::monotonic_ns;
-use presnap_abi::io::Client;
+use presnap_abi::io::{Client, Transfer};
 use presnap_abi::thread::{rest, set_nice, set_slice_ns, Body, MIN_NICE};
 use presnap_engine::freeze::{DropReason, Event, Snapshot};
+use presnap_engine::geometry::BLOCK_BYTES;
 use presnap_engine::intent::IntentOrder;
 use presnap_engine::pacer::Pacer;
-use presnap_engine::region::{Copy2, SnapshotRecord};
+use presnap_engine::region::{Copy2, SnapshotRecord, Superblock};
 use root::RootWriter;
 use seal::Manifest;
 use settle::OriginFlush;
@@ -62,6 +65,9 @@ struct Known {
 /// What was found in the region, and only the worker needs.
 pub(crate) struct Found {
     pub(crate) index: KVVec<IndexState>,
+    pub(crate) superblock: Superblock,
+    /// The copy of the superblock that is not good.
+    pub(crate) bad_copy: Option<Copy2>,
     /// Where the next version of the root goes.
     pub(crate) root_next: Copy2,
     pub(crate) intent: IntentOrder,
@@ -86,6 +92,7 @@ pub(crate) struct Worker {
     manifest: Manifest,
     origin_flush: OriginFlush,
     removal: remove::Removal,
+    grower: Grower,
     /// How many background copies the foreground can bear.
     pacer: Pacer,
     /// While writers wait, this thread comes before others; its nice value else.
@@ -112,7 +119,11 @@ impl Worker {
     /// Prepares the worker of a device. Sleeps.
     pub(crate) fn new(dev: &Arc<Device>, found: Found) -> Result<Self> {
         let client = Client::new()?;
-        let Found { index, root_next, intent, dirty_pages } = found;
+        let Found { index, superblock, bad_copy, root_next, intent, dirty_pages } = found;
+        let mend = match bad_copy {
+            Some(copy) => Some((copy, Transfer::new(&client, &dev.wake, BLOCK_BYTES as usize)?)),
+            None => None,
+        };
         let extents = dev.extents.count.into();
         let (base_id, op_first, next_snapshot) = {
             let root = dev.root.lock();
@@ -132,6 +143,7 @@ impl Worker {
             manifest: Manifest::new(&client, &dev.wake)?,
             origin_flush: OriginFlush::new(&client, &dev.wake)?,
             removal: remove::Removal::new(),
+            grower: Grower::new(superblock, mend),
             pacer: Pacer::new(),
             calm_nice: None,
             breath_ns: 0,
@@ -193,6 +205,7 @@ impl Worker {
         self.run_stage(now);
         self.run_manifest(now);
         self.run_removal();
+        self.run_growth();
         self.run_intent(now);
         self.write_index();
         self.write_root();
@@ -236,6 +249,7 @@ impl Worker {
             || self.intent.in_flight()
             || self.manifest.in_flight()
             || self.origin_flush.in_flight()
+            || self.grower.in_flight()
     }
 
     /// Ends in order: no snapshot is left half made, the root says so.
@@ -282,6 +296,7 @@ impl Worker {
         self.reap_intent();
         self.reap_manifest();
         self.run_removal();
+        self.run_growth();
         self.run_intent(monotonic_ns());
         self.index.flush = true;
         self.write_index();

@@ -31,6 +31,8 @@ pub enum Message {
     Abort,
     /// `sync`: make the root durable.
     Sync,
+    /// `grow`: use what the region device has more than before.
+    Grow,
 }
 
 /// The longest grace of a manual snapshot: one day.
@@ -62,6 +64,8 @@ impl Message {
             Self::Abort
         } else if is("sync") {
             Self::Sync
+        } else if is("grow") {
+            Self::Grow
         } else {
             let with_id: fn(u32) -> Self = if is("state") {
                 Self::State

@@ -182,6 +182,32 @@ fn find_run(free: u16, want: u32) -> (u32, u32) {
     best
 }
 
+/// The memory of a table's entries, in one piece or several: a region may grow.
+///
+/// No group and no index block lies in two pieces: all but the last are multiples of a segment's slots.
+pub trait Entries {
+    /// Returns the number of entries in all pieces.
+    fn count(&self) -> usize;
+    /// Returns the entries from `slot` to the end of their piece.
+    fn run(&self, slot: usize) -> &[SlotEntry];
+    /// [`Self::run`], to be changed.
+    fn run_mut(&mut self, slot: usize) -> &mut [SlotEntry];
+}
+
+impl<T: DerefMut<Target = [SlotEntry]>> Entries for T {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn run(&self, slot: usize) -> &[SlotEntry] {
+        self.get(slot..).unwrap_or(&[])
+    }
+
+    fn run_mut(&mut self, slot: usize) -> &mut [SlotEntry] {
+        self.get_mut(slot..).unwrap_or_default()
+    }
+}
+
 /// The table; `E` holds the slots, `B` the heads of the hash chains (about as many as slots; any number will do).
 pub struct SlotTable<E, B> {
     entries: E,
@@ -196,12 +222,13 @@ pub struct SlotTable<E, B> {
 
 impl<E, B> SlotTable<E, B>
 where
-    E: DerefMut<Target = [SlotEntry]>,
+    E: Entries,
     B: DerefMut<Target = [u32]>,
 {
-    /// Makes a table in which all slots are free; `None` if there are no buckets or too many slots.
-    pub fn new(entries: E, buckets: B) -> Option<Self> {
-        let total = u32::try_from(entries.len()).ok().filter(|&n| n < NONE - GROUP_SLOTS)?;
+    /// Makes a table of the first `total` entries, in which all slots are free; `None` if there are no buckets, or too few
+    /// or too many entries.
+    pub fn new(entries: E, buckets: B, total: u32) -> Option<Self> {
+        u32::try_from(entries.count()).ok().filter(|&n| n < NONE - GROUP_SLOTS && n >= total)?;
         if buckets.is_empty() || u32::try_from(buckets.len()).is_err() {
             return None;
         }
@@ -214,7 +241,15 @@ where
             part: List::EMPTY,
             current: NONE,
         };
-        table.entries.fill(SlotEntry::ZERO);
+        let mut at = 0usize;
+        loop {
+            let piece = table.entries.run_mut(at);
+            if piece.is_empty() {
+                break;
+            }
+            piece.fill(SlotEntry::ZERO);
+            at = at.saturating_add(piece.len());
+        }
         table.buckets.fill(NONE);
         for group in 0..total.div_ceil(GROUP_SLOTS) {
             table.link(group, table.free_mask(group));
@@ -232,19 +267,60 @@ where
         self.used
     }
 
+    /// Returns the memory of the entries. What is added to it must be free, and is in use when [`Self::grow`] says so.
+    pub fn memory(&mut self) -> &mut E {
+        &mut self.entries
+    }
+
+    /// Takes at most `most` groups more into use, until there are `total` slots; returns whether there are.
+    ///
+    /// The chains get longer by as much: `buckets` stay.
+    pub fn grow(&mut self, total: u32, most: u32) -> bool {
+        let end = total.min(u32::try_from(self.entries.count()).unwrap_or(0));
+        for _ in 0..most {
+            if self.total >= end {
+                break;
+            }
+            let group = self.total / GROUP_SLOTS;
+            let before = self.free_mask(group);
+            if let (Some(class), Some(links)) =
+                (class(before), self.get(Self::link_slot(group, before)).copied())
+            {
+                self.unlink(class, links.snapshot, links.next);
+                // These were links.
+                if let Some(entry) = self.get_mut(Self::link_slot(group, before)) {
+                    *entry = SlotEntry::ZERO;
+                }
+            }
+            self.total = group.saturating_add(1).saturating_mul(GROUP_SLOTS).min(end);
+            self.link(group, self.free_mask(group));
+        }
+        self.total >= end
+    }
+
     fn get(&self, slot: u32) -> Option<&SlotEntry> {
-        self.entries.get(slot as usize)
+        if slot >= self.total {
+            return None;
+        }
+        self.entries.run(slot as usize).first()
     }
 
     fn get_mut(&mut self, slot: u32) -> Option<&mut SlotEntry> {
-        self.entries.get_mut(slot as usize)
+        if slot >= self.total {
+            return None;
+        }
+        self.entries.run_mut(slot as usize).first_mut()
+    }
+
+    /// The slots that exist from `first` on, to the end of their piece.
+    fn run_from(&self, first: u32) -> impl Iterator<Item = &SlotEntry> {
+        self.entries.run(first as usize).iter().take(self.total.saturating_sub(first) as usize)
     }
 
     // Groups and their lists.
 
     fn free_mask(&self, group: u32) -> u16 {
-        let first = group.saturating_mul(GROUP_SLOTS) as usize;
-        let slots = self.entries.get(first..).unwrap_or(&[]).iter();
+        let slots = self.run_from(group.saturating_mul(GROUP_SLOTS));
         let free = slots.zip(GROUP_BITS).filter(|(slot, _)| slot.state == FREE);
         free.fold(0, |mask, (_, bit)| mask | bit)
     }
@@ -302,7 +378,7 @@ where
         let after = before ^ mask;
         let links = self.get(Self::link_slot(group, before)).copied().filter(|_| before != 0);
         let first = group.saturating_mul(GROUP_SLOTS) as usize;
-        let slots = self.entries.get_mut(first..).unwrap_or_default().iter_mut();
+        let slots = self.entries.run_mut(first).iter_mut();
         for (slot, bit) in slots.zip(GROUP_BITS) {
             if mask & bit != 0 {
                 *slot = SlotEntry { state: to, ..SlotEntry::ZERO };
@@ -589,9 +665,7 @@ where
 
     /// Returns the entries of an index block, as [`crate::region::IndexBlock::encode`] takes them.
     pub fn index_entries(&self, index_no: u32) -> impl Iterator<Item = IndexEntry> + '_ {
-        let first = index_no.saturating_mul(INDEX_ENTRIES) as usize;
-        let entries = self.entries.get(first..).unwrap_or(&[]).iter();
-        entries
+        self.run_from(index_no.saturating_mul(INDEX_ENTRIES))
             .take(INDEX_ENTRIES as usize)
             .map(|entry| entry.index_entry().unwrap_or(IndexEntry::FREE))
     }
@@ -604,7 +678,7 @@ mod tests {
     type Table = SlotTable<Vec<SlotEntry>, Vec<u32>>;
 
     fn table(slots: usize) -> Table {
-        SlotTable::new(vec![SlotEntry::ZERO; slots], vec![0; 7]).unwrap()
+        SlotTable::new(vec![SlotEntry::ZERO; slots], vec![0; 7], slots as u32).unwrap()
     }
 
     #[test]
@@ -632,7 +706,8 @@ mod tests {
     fn loading_ends() {
         let loaded = |slots: u32, entry: &dyn Fn(u32) -> (u32, u64)| {
             let heads = vec![0; slots.next_power_of_two() as usize];
-            let mut t = SlotTable::new(vec![SlotEntry::ZERO; slots as usize], heads).unwrap();
+            let mut t =
+                SlotTable::new(vec![SlotEntry::ZERO; slots as usize], heads, slots).unwrap();
             let mut budget = t.load_budget();
             let refused = (0..slots).find(|&slot| {
                 let (snapshot, block) = entry(slot);
@@ -719,8 +794,9 @@ mod tests {
         assert_eq!(insert(1, 1, (1 << 48) - 1, SlotKind::Data), Ok(()));
         assert_eq!(insert(1, 1, 2, SlotKind::Data), Err(SlotError::State));
         assert_eq!(insert(2, 1, (1 << 48) - 1, SlotKind::Data), Err(SlotError::Duplicate));
-        assert!(SlotTable::new(vec![SlotEntry::ZERO; 4], vec![]).is_none());
-        assert!(SlotTable::new(vec![], vec![0]).unwrap().alloc_run(1).is_none());
+        assert!(SlotTable::new(vec![SlotEntry::ZERO; 4], vec![], 4).is_none());
+        assert!(SlotTable::new(vec![SlotEntry::ZERO; 4], vec![0], 5).is_none());
+        assert!(SlotTable::new(vec![], vec![0], 0).unwrap().alloc_run(1).is_none());
         assert_eq!(t.entry(1).unwrap().block, (1 << 48) - 1);
         assert_eq!((t.free(20), t.free(0)), (None, None));
     }

@@ -15,7 +15,11 @@ enum Op {
     Free { slot: u32 },
     FreeSnapshot { snapshot: u32, steps: u32 },
     Reassign { slot: u32, snapshot: u32 },
+    Grow { total: u32, most: u32 },
 }
+
+/// Entries behind those in use at first.
+const SPARE: u32 = 70;
 
 fn ops(total: u32) -> impl Strategy<Value = Vec<Op>> {
     let (snapshot, block, slot) = (1u32..6, 0u64..40, 0..total + 2);
@@ -27,12 +31,14 @@ fn ops(total: u32) -> impl Strategy<Value = Vec<Op>> {
         6 => slot.clone().prop_map(|slot| Op::Free { slot }),
         1 => (snapshot.clone(), 0..total + 9).prop_map(|(snapshot, steps)| Op::FreeSnapshot { snapshot, steps }),
         1 => (slot, snapshot).prop_map(|(slot, snapshot)| Op::Reassign { slot, snapshot }),
+        1 => (total..total + SPARE + 9, 0u32..4).prop_map(|(total, most)| Op::Grow { total, most }),
     ];
     prop::collection::vec(op, 1..200)
 }
 
 struct Model {
     total: u32,
+    memory: u32,
     used: BTreeMap<u32, IndexEntry>,
     reserved: BTreeSet<u32>,
 }
@@ -119,6 +125,15 @@ fn apply(t: &mut Table, m: &mut Model, op: Op) -> Result<(), TestCaseError> {
             m.used.retain(|&slot, e| slot >= cursor || e.snapshot != snapshot);
             prop_assert_eq!(freed as usize, before - m.used.len());
         }
+        Op::Grow { total, most } => {
+            let end = total.min(m.memory);
+            let done = t.grow(total, most);
+            let groups = m.total / GROUP_SLOTS + most;
+            if m.total < end && most > 0 {
+                m.total = (groups * GROUP_SLOTS).min(end);
+            }
+            prop_assert_eq!((t.total(), done), (m.total, m.total >= end));
+        }
         Op::Reassign { slot, snapshot } => {
             let expected = match m.used.get(&slot) {
                 None if slot >= m.total => Err(SlotError::NoSlot),
@@ -163,8 +178,10 @@ fn compare(t: &Table, m: &Model) -> Result<(), TestCaseError> {
 }
 
 fn run(total: u32, buckets: usize, ops: Vec<Op>) -> Result<(), TestCaseError> {
-    let mut t = SlotTable::new(vec![SlotEntry::ZERO; total as usize], vec![0; buckets]).unwrap();
-    let mut m = Model { total, used: BTreeMap::new(), reserved: BTreeSet::new() };
+    let memory = total + SPARE;
+    let entries = vec![SlotEntry::ZERO; memory as usize];
+    let mut t = SlotTable::new(entries, vec![0; buckets], total).unwrap();
+    let mut m = Model { total, memory, used: BTreeMap::new(), reserved: BTreeSet::new() };
     for op in ops {
         apply(&mut t, &mut m, op)?;
     }
@@ -174,7 +191,7 @@ fn run(total: u32, buckets: usize, ops: Vec<Op>) -> Result<(), TestCaseError> {
         prop_assert!(m.is_free(slot));
         m.reserved.insert(slot);
     }
-    prop_assert_eq!(t.used(), total);
+    prop_assert_eq!(t.used(), m.total);
     compare(&t, &m)
 }
 

@@ -283,7 +283,7 @@ impl Worker {
         if !self.jobs.room() || self.jobs.copying(area) & mask != 0 {
             return Err(NotStarted::Busy);
         }
-        let sector = self.dev.layout.slot_block(slot).saturating_mul(BLOCK_SECTORS.into());
+        let sector = self.dev.layout().slot_block(slot).saturating_mul(BLOCK_SECTORS.into());
         let region = self.dev.region;
         let job = self.jobs.jobs.iter_mut().find(|job| job.state == State::Idle);
         let Some(job) = job else { return Err(NotStarted::Busy) };
@@ -319,7 +319,7 @@ impl Worker {
             (slot, got)
         };
         for old in stale.into_iter().flatten() {
-            self.index.mark(&self.dev.layout, old, 1, false);
+            self.index.mark(&self.dev.layout(), old, 1, false);
         }
         Some((slot, got))
     }
@@ -331,7 +331,7 @@ impl Worker {
                 slots.free(slot.saturating_add(i));
             }
         }
-        self.index.mark(&self.dev.layout, slot, len, false);
+        self.index.mark(&self.dev.layout(), slot, len, false);
     }
 
     /// Takes the results of copies.
@@ -395,7 +395,7 @@ impl Worker {
                 }
             }
             self.dev.generations.rewritten.clear_area(job.area, job.mask);
-            self.index.mark(&self.dev.layout, slot, len, false);
+            self.index.mark(&self.dev.layout(), slot, len, false);
             self.finish(number);
             return;
         }
@@ -415,7 +415,7 @@ impl Worker {
             self.insert(number, true);
         }
         let Some(job) = self.jobs.jobs.get_mut(number) else { return };
-        let sector = self.dev.layout.slot_block(job.slot).saturating_mul(BLOCK_SECTORS.into());
+        let sector = self.dev.layout().slot_block(job.slot).saturating_mul(BLOCK_SECTORS.into());
         let bytes = job.bytes();
         add(&self.dev.totals.region_bytes, bytes as u64);
         let region = self.dev.region;
@@ -456,7 +456,7 @@ impl Worker {
             }
         }
         job.inserted = true;
-        job.index_wait = self.index.mark(&self.dev.layout, job.slot, job.len(), urgent);
+        job.index_wait = self.index.mark(&self.dev.layout(), job.slot, job.len(), urgent);
     }
 
     fn write_ended(&mut self, number: usize, result: Result) {

@@ -53,15 +53,18 @@ impl Worker {
     pub(super) fn handle_requests(&mut self, now: u64) {
         let idle = self.snapshot.phase() == Phase::Idle;
         let wanted = if idle && self.healthy() { self.triggered(now) } else { None };
-        let (request, abort, delete) = {
+        let (request, abort, delete, growth) = {
             let mut control = self.dev.control.lock();
             let request = if idle { control.request.take().or(wanted) } else { None };
             if let Some(request) = request {
                 control.begin(request);
             }
             let delete = if self.removal.pending() { None } else { control.delete };
-            (request, control.abort.take(), delete)
+            (request, control.abort.take(), delete, control.growth.take())
         };
+        if let Some(growth) = growth {
+            self.start_growth(growth);
+        }
         if let Some(request) = request {
             self.begin(request);
         }

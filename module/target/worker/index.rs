@@ -81,6 +81,31 @@ impl IndexWriter {
         }
     }
 
+    /// The region has grown: from now on with this memory, that of a longer index.
+    pub(super) fn enlarge(
+        &mut self,
+        states: &mut KVVec<IndexState>,
+        [dirty, urgent, unconfirmed]: &mut [BlockMap; 3],
+    ) {
+        for (new, old) in states.iter_mut().zip(self.states.iter()) {
+            *new = *old;
+        }
+        core::mem::swap(&mut self.states, states);
+        let pairs = [
+            (&mut self.dirty, dirty),
+            (&mut self.urgent, urgent),
+            (&mut self.unconfirmed, unconfirmed),
+        ];
+        for (old, new) in pairs {
+            let mut from = 0;
+            while let Some(i) = old.next_set(from) {
+                new.set_range(i, 1);
+                from = i.saturating_add(1);
+            }
+            core::mem::swap(old, new);
+        }
+    }
+
     /// Notes that the entries of a run of slots changed. Returns the index blocks, each with the
     /// version that will have the change.
     pub(crate) fn mark(
@@ -172,7 +197,7 @@ impl IndexWriter {
                 IndexBlock::encode_with(out, tag, index_no, seq, entries, crc32c);
             }
         }
-        let block = dev.layout.index_copy_block(index_no, state.next);
+        let block = dev.layout().index_copy_block(index_no, state.next);
         let sector = block.saturating_mul(BLOCK_SECTORS.into());
         let durability = if dev.region_cached { Durability::Barrier } else { Durability::Cached };
         write.transfer.write(&dev.region, sector, BLOCK_BYTES as usize, durability)?;

@@ -462,7 +462,7 @@ impl Worker {
             }
         }
         let crc = crc32c(out);
-        let sector = self.dev.layout.slot_block(slot).saturating_mul(BLOCK_SECTORS.into());
+        let sector = self.dev.layout().slot_block(slot).saturating_mul(BLOCK_SECTORS.into());
         add(&self.dev.totals.region_bytes, BLOCK_BYTES.into());
         let region = self.dev.region;
         let bytes = BLOCK_BYTES as usize;
@@ -485,7 +485,7 @@ impl Worker {
         // The entry only now: without the page it would speak for another content.
         let id = self.dev.coming();
         let _ = self.dev.slots.lock().insert(slot, id, page, SlotKind::Dirty, crc);
-        let [wait, _] = self.index.mark(&self.dev.layout, slot, 1, true);
+        let [wait, _] = self.index.mark(&self.dev.layout(), slot, 1, true);
         self.intent.clean = Clean::Indexing { unit, page, slot, wait };
     }
 
@@ -495,14 +495,14 @@ impl Worker {
         let old = place.map_or(NO_SLOT, |place| core::mem::replace(place, slot));
         if old != NO_SLOT {
             self.dev.slots.lock().free(old);
-            self.index.mark(&self.dev.layout, old, 1, false);
+            self.index.mark(&self.dev.layout(), old, 1, false);
         }
         self.intent.clean = Clean::Pages { unit, page: page.saturating_add(1) };
     }
 
     /// Frees the pages of generations that a sealed snapshot has.
     fn sweep_pages(&mut self) {
-        let total = self.dev.layout.slots;
+        let total = self.dev.layout().slots;
         if self.intent.sweep >= total {
             return;
         }
@@ -517,7 +517,7 @@ impl Worker {
                 over && slots.free(slot).is_some()
             };
             if freed {
-                self.index.mark(&self.dev.layout, slot, 1, false);
+                self.index.mark(&self.dev.layout(), slot, 1, false);
             }
         }
         self.intent.sweep = if end < total { end } else { u32::MAX };

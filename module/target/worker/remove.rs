@@ -97,7 +97,7 @@ impl Worker {
                     // A guard's copy may be in the table already, and its write still be on the way.
                     return;
                 }
-                let end = cursor.saturating_add(STEP).min(self.dev.layout.slots);
+                let end = cursor.saturating_add(STEP).min(self.dev.layout().slots);
                 while cursor < end {
                     let freed = {
                         let mut slots = self.dev.slots.lock();
@@ -105,12 +105,12 @@ impl Worker {
                         mine && slots.free(cursor).is_some()
                     };
                     if freed {
-                        self.index.mark(&self.dev.layout, cursor, 1, false);
+                        self.index.mark(&self.dev.layout(), cursor, 1, false);
                     }
                     cursor = cursor.saturating_add(1);
                 }
                 self.progress = true;
-                if cursor < self.dev.layout.slots {
+                if cursor < self.dev.layout().slots {
                     self.removal.step = Step::Free(id, cursor);
                     return;
                 }
@@ -173,7 +173,7 @@ impl Worker {
         }
         let image = self.dev.guard() == Guard::Image;
         let heir = if image { self.base_id } else { 0 };
-        let end = cursor.saturating_add(STEP).min(self.dev.layout.slots);
+        let end = cursor.saturating_add(STEP).min(self.dev.layout().slots);
         while cursor < end {
             let changed = {
                 let mut slots = self.dev.slots.lock();
@@ -194,12 +194,12 @@ impl Worker {
                 }
             };
             if changed {
-                self.index.mark(&self.dev.layout, cursor, 1, heir != 0);
+                self.index.mark(&self.dev.layout(), cursor, 1, heir != 0);
             }
             cursor = cursor.saturating_add(1);
         }
         self.progress = true;
-        if cursor < self.dev.layout.slots {
+        if cursor < self.dev.layout().slots {
             self.removal.step = Step::Undo(id, cursor);
             return;
         }

@@ -112,7 +112,7 @@ impl Worker {
             flags |= ROOT_AFTER_CRASH;
         }
         let op = self.dev.op.load(Ordering::Relaxed).saturating_add(1);
-        let block = self.dev.layout.root_block(self.root.next);
+        let block = self.dev.layout().root_block(self.root.next);
         let mut root = self.dev.root.lock();
         root.header.seq = root.header.seq.saturating_add(1);
         root.header.next_op = if clean { op } else { op.saturating_add(OP_RESERVE) };

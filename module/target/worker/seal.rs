@@ -247,8 +247,8 @@ impl Worker {
         m.slot = next.unwrap_or(NO_SLOT);
         let _ =
             self.dev.slots.lock().insert(slot, id, page_no.into(), SlotKind::Manifest, content_crc);
-        self.index.mark(&self.dev.layout, slot, 1, false);
-        let sector = self.dev.layout.slot_block(slot).saturating_mul(BLOCK_SECTORS.into());
+        self.index.mark(&self.dev.layout(), slot, 1, false);
+        let sector = self.dev.layout().slot_block(slot).saturating_mul(BLOCK_SECTORS.into());
         let region = self.dev.region;
         self.progress = true;
         add(&self.dev.totals.region_bytes, PAGE_BYTES as u64);

@@ -577,7 +577,7 @@ impl Worker {
             return;
         }
         let budget = match knobs.get(Knob::StagingBudgetBlocks) {
-            0 => u64::from(self.dev.layout.slots / 2),
+            0 => u64::from(self.dev.layout().slots / 2),
             n => n,
         };
         if self.stage.next < self.stage.len {
@@ -669,7 +669,7 @@ impl Worker {
         g.mirrored.clear_all();
         let id = self.dev.coming();
         let mut freed = 0u64;
-        for slot in 0..self.dev.layout.slots {
+        for slot in 0..self.dev.layout().slots {
             let mine = {
                 let mut slots = self.dev.slots.lock();
                 let held = slots.entry(slot);
@@ -681,7 +681,7 @@ impl Worker {
             };
             if mine {
                 freed = freed.saturating_add(1);
-                self.index.mark(&self.dev.layout, slot, 1, false);
+                self.index.mark(&self.dev.layout(), slot, 1, false);
             }
         }
         self.stage.holds_slots = false;

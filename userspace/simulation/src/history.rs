@@ -118,6 +118,9 @@ impl History {
         if self.one_in(150) {
             self.wants_reload.set(true);
         }
+        if self.one_in(200) {
+            self.grow(world);
+        }
         self.ask_for_snapshot(world);
         match self.below(100) {
             0..=1 => self.delete(world, true),
@@ -135,6 +138,26 @@ impl History {
         let think = if self.one_in(3) { think / 50 } else { think };
         let think = if self.one_in(60) { think * 20 } else { think };
         world.machine.call_user_at(world.machine.now() + think);
+    }
+
+    /// The region's disk gets larger; most often presnap is told.
+    fn grow(&self, world: &World) {
+        let now = world.machine.disk(REGION, |disk| disk.current().len());
+        if now > 3 * world.config.region_blocks {
+            return;
+        }
+        let more = [1, 40, 300, 4000][self.below(4) as usize];
+        let more = self.below(more.min(now)) + 1;
+        note!("the region's disk grows by {more} blocks");
+        world.machine.disk_mut(REGION, |disk, _| disk.grow(more));
+        if self.one_in(4) {
+            return;
+        }
+        if let Ok(answer) = world.message("grow") {
+            let slots: Vec<u32> = answer.split(' ').map(|n| n.parse().expect("a number")).collect();
+            assert!(slots[0] <= slots[1], "{answer}");
+            reached("regions grown", u64::from(slots[0] < slots[1]));
+        }
     }
 
     fn ask_for_snapshot(&self, world: &World) {

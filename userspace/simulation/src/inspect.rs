@@ -63,6 +63,8 @@ impl<'a> Region<'a> {
         let layout = Layout::for_region(blocks.len()).map_err(|e| e.to_string())?;
         let [a, b] = [Copy2::A, Copy2::B].map(|c| bytes(blocks, layout.superblock_block(c), 1));
         let superblock = Superblock::pick(&a, &b).map_err(|e| e.to_string())?.value;
+        // The disk may have grown since.
+        let layout = Layout::for_region(superblock.region_blocks).map_err(|e| e.to_string())?;
         let mut limits = Limits {
             region_uuid: superblock.region_uuid,
             slots: layout.slots,

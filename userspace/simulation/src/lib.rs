@@ -12,6 +12,7 @@
 #[path = "../../../module/target"]
 mod target {
     pub(crate) mod device;
+    pub(crate) mod growth;
     pub(crate) mod image;
     pub(crate) mod knobs;
     pub(crate) mod message;
@@ -25,7 +26,9 @@ mod target {
     pub(crate) mod worker;
 }
 
-use target::{device, image, knobs, models, presnap, region, registry, route, sysfs, worker};
+use target::{
+    device, growth, image, knobs, models, presnap, region, registry, route, sysfs, worker,
+};
 
 mod config;
 mod crash;

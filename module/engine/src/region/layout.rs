@@ -153,6 +153,19 @@ impl Layout {
         }
     }
 
+    /// Returns the runs of index blocks that a region of this layout has and the smaller one `before` had not: the first
+    /// block on disk, and how many with both copies.
+    pub fn added_index(&self, before: &Self) -> impl Iterator<Item = (u64, u32)> {
+        let layout = *self;
+        let mut next = before.index_blocks;
+        core::iter::from_fn(move || {
+            let run = layout.index_run(next);
+            let block = layout.index_copy_block(next, Copy2::A);
+            next = next.saturating_add(run);
+            (run > 0).then_some((block, run.saturating_mul(INDEX_COPIES as u32)))
+        })
+    }
+
     /// Returns the block of a record of the intent log.
     pub const fn log_block(seq: u64) -> u64 {
         LOG_START_BLOCK + seq % LOG_BLOCKS
@@ -186,6 +199,28 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn growing_adds_to_what_was_there() {
+        let sizes = [1184, 1185, 2000, 4223, 4224, 4225, 4257, 8320, 8352, 8353, 60_000];
+        for (i, &small) in sizes.iter().enumerate() {
+            for &large in &sizes[i..] {
+                let [before, after] = [small, large].map(|n| Layout::for_region(n).unwrap());
+                let added: Vec<u64> = after
+                    .added_index(&before)
+                    .flat_map(|(block, blocks)| block..block + u64::from(blocks))
+                    .collect();
+                let both = |no| [Copy2::A, Copy2::B].map(|c| after.index_copy_block(no, c));
+                let expected: Vec<u64> =
+                    (before.index_blocks..after.index_blocks).flat_map(both).collect();
+                assert_eq!(added, expected, "{small} to {large}");
+                // Not where anything was before.
+                let data: Vec<u64> = (0..before.slots).map(|s| before.slot_block(s)).collect();
+                assert!(added.iter().all(|block| data.binary_search(block).is_err()));
+                assert!((0..before.slots).all(|s| before.slot_block(s) == after.slot_block(s)));
+            }
+        }
+    }
 
     #[test]
     fn fits_and_is_covered() {

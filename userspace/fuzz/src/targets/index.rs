@@ -95,8 +95,8 @@ pub(crate) fn encode(
 
 /// A table without entries.
 pub(crate) fn table(slots: u32) -> Slots {
-    let slots = slots as usize;
-    SlotTable::new(vec![SlotEntry::ZERO; slots], vec![0; slots]).expect("a table")
+    let count = slots as usize;
+    SlotTable::new(vec![SlotEntry::ZERO; count], vec![0; count], slots).expect("a table")
 }
 
 /// Puts entries into a table, as the kernel does at opening.

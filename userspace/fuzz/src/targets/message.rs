@@ -33,6 +33,7 @@ fn line(message: &Message) -> String {
         Message::List => "list".into(),
         Message::Abort => "abort".into(),
         Message::Sync => "sync".into(),
+        Message::Grow => "grow".into(),
     }
 }
 
@@ -56,7 +57,7 @@ pub(crate) fn run(data: &[u8]) {
                     assert!(id > 0);
                     assert_eq!(words(data).nth(1).and_then(number), Some(id.into()));
                 }
-                Message::List | Message::Abort | Message::Sync => {}
+                Message::List | Message::Abort | Message::Sync | Message::Grow => {}
             }
         }
         Err(why) => says(why),

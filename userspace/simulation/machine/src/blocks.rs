@@ -69,6 +69,14 @@ impl Blocks {
         self.0.len() as u64
     }
 
+    /// Adds blocks; they have what others have, so that what is taken for blank shows.
+    pub fn grow(&mut self, blocks: u64) {
+        for i in 0..blocks as usize {
+            let old = self.0[i].clone();
+            self.0.push(old);
+        }
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -173,6 +173,13 @@ impl Disk {
         self.current.sectors()
     }
 
+    /// Makes it larger.
+    pub fn grow(&mut self, blocks: u64) {
+        self.current.grow(blocks);
+        self.durable.grow(blocks);
+        self.durable_seq.resize(self.current.sectors() as usize, 0);
+    }
+
     /// What a read would see.
     pub fn current(&self) -> &Blocks {
         &self.current
