@@ -4,6 +4,7 @@
 
 pub(crate) mod check;
 pub(crate) mod format;
+pub(crate) mod grow;
 pub(crate) mod image;
 pub(crate) mod knobs;
 pub(crate) mod list;
