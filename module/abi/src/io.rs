@@ -3,10 +3,11 @@
 //! Reads and writes of our own, by dm-io, each with a buffer that is part of it.
 
 use crate::bindings::{self, dm_io_client, dm_io_region, dm_io_request};
+use crate::clock::monotonic_ns;
 use crate::dm::BlockDevice;
 use crate::thread::Wake;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::alloc::flags::{GFP_KERNEL, __GFP_ZERO};
 use kernel::bindings as k;
 use kernel::prelude::*;
@@ -33,6 +34,7 @@ pub enum Durability {
 /// `raw` is a live client.
 pub struct Client {
     raw: NonNull<dm_io_client>,
+    retries: AtomicU64,
 }
 
 // SAFETY: dm-io clients are used from every thread.
@@ -46,7 +48,13 @@ impl Client {
         // SAFETY: No preconditions.
         let raw = kernel::error::from_err_ptr(unsafe { bindings::dm_io_client_create() })?;
         // INVARIANT: Just created.
-        Ok(Arc::new(Self { raw: NonNull::new(raw).ok_or(ENOMEM)? }, GFP_KERNEL)?)
+        let raw = NonNull::new(raw).ok_or(ENOMEM)?;
+        Ok(Arc::new(Self { raw, retries: AtomicU64::new(0) }, GFP_KERNEL)?)
+    }
+
+    /// How often transfers were tried again.
+    pub fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
     }
 }
 
@@ -74,6 +82,26 @@ pub struct Transfer {
     progress: Arc<Progress>,
     /// Something was started whose result nobody has taken.
     started: bool,
+    /// What it was, to be tried again.
+    last: Option<Last>,
+}
+
+/// How often a transfer that failed is tried again.
+const RETRIES: u32 = 3;
+/// How long after its first failure; four times as long after each further one.
+const BACK_OFF_NS: u64 = 10_000_000;
+/// Pieces of a transfer.
+const PIECES: usize = 16;
+
+#[derive(Clone, Copy)]
+struct Last {
+    dev: BlockDevice,
+    opf: u32,
+    pieces: [Piece; PIECES],
+    count: usize,
+    tried: u32,
+    /// When it is tried again, if it has failed.
+    again_ns: Option<u64>,
 }
 
 /// What the end of a request is told to. Apart from the transfer, which its owner may be changing.
@@ -104,7 +132,7 @@ impl Transfer {
             failed: AtomicBool::new(false),
         };
         let progress = Arc::new(progress, GFP_KERNEL)?;
-        let new = Self { client: client.clone(), buf, progress, started: false };
+        let new = Self { client: client.clone(), buf, progress, started: false, last: None };
         Ok(KBox::new(new, GFP_KERNEL)?)
     }
 
@@ -113,21 +141,52 @@ impl Transfer {
         (!self.in_flight()).then_some(&mut self.buf[..])
     }
 
-    /// Whether a transfer is in flight.
+    /// Whether a transfer is in flight, or will be tried again.
     pub fn in_flight(&self) -> bool {
+        self.pending() || self.last.is_some_and(|last| last.again_ns.is_some())
+    }
+
+    fn pending(&self) -> bool {
         self.progress.pending.load(Ordering::Acquire) != 0
     }
 
     /// Takes the result of a transfer that has ended; `None` if none has since the last call.
+    ///
+    /// One that has failed is tried again a few times, 10, 40 and 160 ms after it failed, and not by itself: the owner must go
+    /// on asking, as it does anyway.
     pub fn result(&mut self) -> Option<Result> {
-        if !self.started || self.in_flight() {
+        if !self.started || self.pending() {
             return None;
         }
+        if self.progress.failed.load(Ordering::Relaxed) && self.wait_to_retry() {
+            return None;
+        }
+        self.last = None;
         self.started = false;
         Some(if self.progress.failed.load(Ordering::Relaxed) { Err(EIO) } else { Ok(()) })
     }
 
-    /// Starts to read the pieces into the buffer, one after the other; the owner of the wake is
+    /// Tries again what has failed, or waits until it is time to; `false` if it was tried often enough.
+    fn wait_to_retry(&mut self) -> bool {
+        let Some(last) = self.last.as_mut().filter(|last| last.tried < RETRIES) else {
+            return false;
+        };
+        let now = monotonic_ns();
+        let again = last.again_ns.get_or_insert_with(|| {
+            now.saturating_add(BACK_OFF_NS.wrapping_shl(last.tried.saturating_mul(2)))
+        });
+        if now < *again {
+            return true;
+        }
+        last.tried = last.tried.saturating_add(1);
+        last.again_ns = None;
+        let last = *last;
+        self.client.retries.fetch_add(1, Ordering::Relaxed);
+        let pieces = last.pieces.into_iter().take(last.count);
+        self.start_pieces(&last.dev, pieces, last.opf).is_ok()
+    }
+
+    /// Starts to read the pieces, at most 16, into the buffer, one after the other; the owner of the wake is
     /// woken when all have ended.
     pub fn read(&mut self, dev: &BlockDevice, pieces: impl Iterator<Item = Piece>) -> Result {
         self.start(dev, pieces, k::req_op_REQ_OP_READ | SYNC)
@@ -178,6 +237,23 @@ impl Transfer {
         if self.in_flight() {
             return Err(EBUSY);
         }
+        let mut list = [Piece { sector: 0, bytes: 0 }; PIECES];
+        let mut count = 0usize;
+        for (place, piece) in list.iter_mut().zip(pieces) {
+            *place = piece;
+            count = count.saturating_add(1);
+        }
+        self.last = Some(Last { dev: *dev, opf, pieces: list, count, tried: 0, again_ns: None });
+        let pieces = list.into_iter().take(count);
+        self.start_pieces(dev, pieces, opf).inspect_err(|_| self.last = None)
+    }
+
+    fn start_pieces(
+        &mut self,
+        dev: &BlockDevice,
+        pieces: impl Iterator<Item = Piece>,
+        opf: u32,
+    ) -> Result {
         self.progress.failed.store(false, Ordering::Relaxed);
         // Ours until all have been submitted, so that the first to end does not pass for the last.
         self.progress.pending.store(1, Ordering::Relaxed);
@@ -282,7 +358,7 @@ unsafe extern "C" fn notify(
 
 impl Drop for Transfer {
     fn drop(&mut self) {
-        while self.in_flight() {
+        while self.pending() {
             // SAFETY: Drops run in process context and may sleep.
             unsafe { k::schedule_timeout_uninterruptible(1) };
         }
