@@ -166,6 +166,8 @@ pub(crate) struct Totals {
     pub(crate) intent_premarked: AtomicU64,
     pub(crate) intent_premarked_used: AtomicU64,
     pub(crate) intent_writes: AtomicU64,
+    pub(crate) timeouts: AtomicU64,
+    pub(crate) io_retries: AtomicU64,
 }
 
 /// Adds to a statistics counter.
@@ -382,6 +384,10 @@ pub(crate) struct Device {
     pub(crate) knobs: Knobs,
     pub(crate) totals: Totals,
     health: AtomicU32,
+    /// Less of the region is free than shall be.
+    pub(crate) low_water: AtomicBool,
+    /// An event is to be raised when that happens.
+    pub(crate) low_water_armed: AtomicBool,
     /// The delta of the current generation may lack writes.
     pub(crate) full_needed: AtomicBool,
     /// There was a crash in the current generation.
@@ -481,6 +487,8 @@ impl Device {
                 knobs,
                 totals: Totals::default(),
                 health: AtomicU32::new(Health::Good as u32),
+                low_water: AtomicBool::new(false),
+                low_water_armed: AtomicBool::new(true),
                 full_needed: AtomicBool::new(full_needed),
                 after_crash: AtomicBool::new(after_crash),
                 superset_blocks: AtomicU64::new(superset_blocks),

@@ -202,11 +202,18 @@ impl Device {
             write!(out, "superset:{superset}")?;
             separator = ",";
         }
-        match (health == Health::Overflow, separator) {
-            (true, _) => write!(out, "{separator}overflow"),
-            (false, "") => write!(out, "-"),
-            (false, _) => Ok(()),
+        let flags = [
+            (self.low_water.load(Ordering::Relaxed), "low-water"),
+            (health == Health::Overflow, "overflow"),
+        ];
+        for (_, flag) in flags.into_iter().filter(|(is, _)| *is) {
+            write!(out, "{separator}{flag}")?;
+            separator = ",";
         }
+        if separator.is_empty() {
+            write!(out, "-")?;
+        }
+        Ok(())
     }
 }
 

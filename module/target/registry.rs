@@ -47,6 +47,7 @@ impl User {
         }
         let fail = self.features.on_error == Some(OnError::FailWrites);
         self.device.fail_writes.store(fail, Ordering::Relaxed);
+        self.device.low_water_armed.store(true, Ordering::Relaxed);
         *self.device.events.lock() = Some(md.clone());
     }
 }

@@ -41,7 +41,7 @@ static MAIN: [File; MAIN_COUNT] = {
     files
 };
 
-static STATS: [File; 22] = [
+static STATS: [File; 24] = [
     File::ro(c"predictions"),
     File::ro(c"hits"),
     File::ro(c"misses"),
@@ -64,6 +64,8 @@ static STATS: [File; 22] = [
     File::ro(c"intent_premarked"),
     File::ro(c"intent_premarked_used"),
     File::ro(c"intent_writes"),
+    File::ro(c"timeouts"),
+    File::ro(c"io_retries"),
 ];
 
 static MODEL: [File; 6] = [
@@ -177,6 +179,8 @@ impl Files for StatsFiles {
             &t.intent_premarked,
             &t.intent_premarked_used,
             &t.intent_writes,
+            &t.timeouts,
+            &t.io_retries,
         ];
         let value = counters.get(index).ok_or(EINVAL)?.load(Ordering::Relaxed);
         text(writeln!(out, "{value}"))

@@ -14,6 +14,7 @@ mod guard;
 mod index;
 mod intent;
 mod remove;
+mod room;
 mod root;
 mod seal;
 mod settle;
@@ -82,6 +83,7 @@ pub(crate) struct Worker {
     snapshot: Snapshot,
     /// Its record so far, also the counters of the coming one before T0.
     record: SnapshotRecord,
+    client: Arc<Client>,
     jobs: Jobs,
     index: IndexWriter,
     intent: IntentWriter,
@@ -93,6 +95,7 @@ pub(crate) struct Worker {
     origin_flush: OriginFlush,
     removal: remove::Removal,
     grower: Grower,
+    room: room::Room,
     /// How many background copies the foreground can bear.
     pacer: Pacer,
     /// While writers wait, this thread comes before others; its nice value else.
@@ -142,8 +145,10 @@ impl Worker {
             drain: Drain::new()?,
             manifest: Manifest::new(&client, &dev.wake)?,
             origin_flush: OriginFlush::new(&client, &dev.wake)?,
+            client,
             removal: remove::Removal::new(),
             grower: Grower::new(superblock, mend),
+            room: room::Room::default(),
             pacer: Pacer::new(),
             calm_nice: None,
             breath_ns: 0,
@@ -200,6 +205,7 @@ impl Worker {
         self.handle_requests(now);
         self.advance_snapshot();
         self.flush_origin();
+        self.watch_patience(now);
         self.retry_parked();
         self.run_drain(now);
         self.run_stage(now);
@@ -209,6 +215,7 @@ impl Worker {
         self.run_intent(now);
         self.write_index();
         self.write_root();
+        self.watch_room(now);
         self.publish();
         self.set_urgency();
     }

@@ -52,12 +52,15 @@ schedule_ms 0 0 31622400000
 trigger_ops 0 0 18446744073709551614
 trigger_dirty_blocks 0 0 18446744073709551614
 min_distance_ms 1000 0 86400000
-intent_clean_ms 60000 10 86400000'
+intent_clean_ms 60000 10 86400000
+guard_timeout_ms 60000 0 86400000
+low_water_permille 100 0 1000'
 # name default words...
 words='predictor ewma off age ewma stream model
 dry_run 0 0 1
 scope delta delta image
-mirror auto auto off force'
+mirror auto auto off force
+drop_oldest 0 0 1'
 
 known="op dirty_blocks used_slots total_slots areas_active region_uuid staged_blocks superset_blocks intent_extents stats model"
 # So that a number here does not start a snapshot.

@@ -16,6 +16,8 @@ pub type Status = u8;
 pub const STS_OK: Status = 0;
 /// Out of space (`BLK_STS_NOSPC`).
 pub const STS_NOSPC: Status = 3;
+/// It took too long (`BLK_STS_TIMEOUT`).
+pub const STS_TIMEOUT: Status = 2;
 /// I/O error (`BLK_STS_IOERR`).
 pub const STS_IOERR: Status = 10;
 

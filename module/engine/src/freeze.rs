@@ -21,6 +21,8 @@ pub enum DropReason {
     Overflow,
     /// Reading the origin or accessing the region failed.
     IoError,
+    /// A write waited too long for it.
+    Timeout,
     /// Somebody asked for it.
     Aborted,
     /// The device was closed before the seal.
@@ -33,6 +35,7 @@ impl DropReason {
         match self {
             Self::Overflow => "overflow",
             Self::IoError => "io-error",
+            Self::Timeout => "timeout",
             Self::Aborted => "aborted",
             Self::Closed => "closed",
         }

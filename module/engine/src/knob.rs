@@ -43,6 +43,12 @@ pub enum Knob {
     MinDistanceMs,
     /// How long an extent keeps its durable intent without a write, about.
     IntentCleanMs,
+    /// How long a write may wait for the region; 0 for ever.
+    GuardTimeoutMs,
+    /// An event is raised when less of the region is free; 0 for never.
+    LowWaterPermille,
+    /// When the region is full, the oldest snapshot is deleted first.
+    DropOldest,
 }
 
 /// How a knob is written.
@@ -93,7 +99,7 @@ const fn words(
 pub const PREDICTORS: [&str; 5] = ["off", "age", "ewma", "stream", "model"];
 
 /// Number of knobs.
-pub const KNOB_COUNT: usize = 17;
+pub const KNOB_COUNT: usize = 20;
 
 const DAY_MS: u64 = 86_400_000;
 
@@ -120,6 +126,9 @@ pub const KNOBS: [Spec; KNOB_COUNT] = [
     number(c"trigger_dirty_blocks", 0, u64::MAX - 1, 0),
     number(c"min_distance_ms", 0, DAY_MS, 1_000),
     number(c"intent_clean_ms", 10, DAY_MS, 60_000),
+    number(c"guard_timeout_ms", 0, DAY_MS, 60_000),
+    number(c"low_water_permille", 0, 1000, 100),
+    words(c"drop_oldest", &["0", "1"], 0),
 ];
 
 impl Spec {

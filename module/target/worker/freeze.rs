@@ -23,6 +23,12 @@ impl Worker {
         let tick_us = (self.dev.knobs.get(presnap_engine::knob::Knob::TickMs) as u32)
             .saturating_mul(1000)
             .min(IDLE_SLEEP_US);
+        let tick_us = if self.parked.waiting() || self.busy() {
+            // A transfer may have to be tried again, a writer may lose patience.
+            tick_us.min(10_000)
+        } else {
+            tick_us
+        };
         match self.snapshot.phase() {
             Phase::Idle => self.until_next_copy_us(self.stage.unfinished(), tick_us),
             Phase::Pending { t0_ns } => {

@@ -3,12 +3,14 @@
 //! Bios that wait: for the gate to open, or for their blocks to be preserved.
 
 use super::copy::{NotStarted, Purpose};
+use super::room::WaitsFor;
 use super::Worker;
 use crate::device::{add, Guard, Health};
 use crate::route::{PerBio, Route};
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use presnap_abi::bio::{Bio, BioList, STS_NOSPC};
+use presnap_abi::clock::monotonic_ns;
 use presnap_engine::freeze::{DropReason, Event};
 use presnap_engine::geometry::{areas_masked, blocks_touched, widened};
 
@@ -58,37 +60,51 @@ impl Worker {
     }
 
     fn send_on(&mut self, bio: Bio, first_time: bool) {
-        let [offset, ..] = bio.load::<PerBio>();
+        let [offset, _, _, since] = bio.load::<PerBio>();
+        let now = monotonic_ns();
+        let since = if first_time { now } else { since };
         match self.dev.route(bio, offset) {
             Route::Origin(bio) => {
                 self.progress = true;
                 bio.submit();
             }
-            Route::Gate(bio) | Route::View(bio) => self.parked.bios.push(bio),
+            // Neither waits for the region: its time has not begun.
+            Route::Gate(bio) | Route::View(bio) => self.park(bio, now),
             Route::Intent(bio) => {
                 if first_time {
                     add(&self.dev.totals.intent_waits, 1);
                 }
-                self.want_intent(offset, bio.sectors());
-                self.parked.bios.push(bio);
+                if let Some(bio) = self.lose_patience(bio, since, now, WaitsFor::Intent) {
+                    self.want_intent(offset, bio.sectors());
+                    self.park(bio, since);
+                }
             }
             Route::Guard(bio) => {
-                // It will need both.
-                self.want_intent(offset, bio.sectors());
                 if first_time {
                     add(&self.dev.totals.guard_stalls, 1);
                     self.record.guard_stalls = self.record.guard_stalls.saturating_add(1);
                 }
-                self.preserve_for(bio, offset);
+                if let Some(bio) = self.lose_patience(bio, since, now, WaitsFor::Guard) {
+                    // It will need both.
+                    self.want_intent(offset, bio.sectors());
+                    self.preserve_for(bio, offset, since);
+                }
             }
         }
     }
 
+    /// Puts a bio with those that wait; it does since then.
+    fn park(&mut self, mut bio: Bio, since: u64) {
+        let [offset, sectors, flags, _] = bio.load::<PerBio>();
+        bio.store::<PerBio>([offset, sectors, flags, since]);
+        self.parked.bios.push(bio);
+    }
+
     /// Starts the copies that a bio waits for.
-    fn preserve_for(&mut self, bio: Bio, offset: u64) {
+    fn preserve_for(&mut self, bio: Bio, offset: u64, since: u64) {
         if self.must_not_relax() && !self.snapshot.phase().after_t0() {
             // Nobody needs its blocks, and it goes on as soon as the disk knows.
-            self.parked.bios.push(bio);
+            self.park(bio, since);
             return;
         }
         let (first, count) = blocks_touched(offset, bio.sectors());
@@ -116,13 +132,13 @@ impl Worker {
                 }
             }
         }
-        self.parked.bios.push(bio);
+        self.park(bio, since);
     }
 
     /// A guard found the region full. Makes room, waits for it, or gives the snapshot up, so that the
     /// writer can go on; `false` if the writer has to fail instead.
     fn guard_is_full(&mut self) -> bool {
-        if self.removal.pending() || self.drop_staged() > 0 {
+        if self.removal.pending() || self.drop_staged() > 0 || self.drop_oldest() {
             return true;
         }
         if self.dev.fail_writes.load(Ordering::Relaxed) {
@@ -145,6 +161,9 @@ impl Worker {
         if self.removal.pending() || self.must_not_relax() {
             // Slots are being freed, perhaps those of a snapshot that was dropped a moment ago: who
             // needs room tries again, before anything else is given up.
+            return;
+        }
+        if self.drop_oldest() {
             return;
         }
         self.dev.set_health(Health::Overflow);

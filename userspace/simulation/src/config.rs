@@ -106,6 +106,8 @@ impl Config {
             ("trigger_ops", choose(rng, &["0", "0", "0", "50"]).to_owned()),
             ("intent_clean_ms", choose(rng, &["10", "10", "100", "60000"]).to_owned()),
             ("min_distance_ms", choose(rng, &["10", "50"]).to_owned()),
+            ("drop_oldest", choose(rng, &["0", "0", "0", "1"]).to_owned()),
+            ("guard_timeout_ms", choose(rng, &["0", "60000", "60000", "20", "2"]).to_owned()),
         ];
         Self {
             origin_blocks,

@@ -7,7 +7,7 @@ use crate::image::Image;
 use crate::run::reached;
 use crate::world::{World, REGION};
 use fastrand::Rng;
-use presnap_abi::bio::{Op, Status, STS_NOSPC, STS_OK};
+use presnap_abi::bio::{Op, Status, STS_NOSPC, STS_OK, STS_TIMEOUT};
 use presnap_abi::dm::DeviceNumber;
 use presnap_abi::table::{Ended, Table};
 use presnap_machine::blocks::{Blocks, BLOCK_SECTORS, SECTOR};
@@ -384,8 +384,10 @@ impl History {
 
 /// A request must end well, unless there is a reason for it.
 fn check_end(op: Op, ended: &Ended, origin_fails: bool, may_lack_room: bool) {
-    let excused =
-        |status: Status| origin_fails || (status == STS_NOSPC && may_lack_room && op != Op::Read);
+    let excused = |status: Status| {
+        origin_fails
+            || (matches!(status, STS_NOSPC | STS_TIMEOUT) && may_lack_room && op != Op::Read)
+    };
     if ended.status == STS_NOSPC {
         reached("writes failed for want of room", 1);
     }

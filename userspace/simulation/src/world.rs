@@ -472,6 +472,7 @@ impl World {
             ("blocks guarded", &t.guarded_blocks),
             ("writes held by the guard", &t.guard_stalls),
             ("writes mirrored", &t.mirrored_writes),
+            ("writes that lost patience", &t.timeouts),
             ("I/O errors", &t.io_errors),
         ];
         for (what, total) in totals {

@@ -19,6 +19,8 @@ pub type Status = u8;
 pub const STS_OK: Status = 0;
 /// Out of space.
 pub const STS_NOSPC: Status = 3;
+/// It took too long (`BLK_STS_TIMEOUT`).
+pub const STS_TIMEOUT: Status = 2;
 /// I/O error.
 pub const STS_IOERR: Status = 10;
 
