@@ -30,6 +30,11 @@ pub enum DropReason {
 }
 
 impl DropReason {
+    /// Whether a snapshot is given up for it even while its record is being written: there is nobody left to write it.
+    pub const fn ends_seal(self) -> bool {
+        matches!(self, Self::IoError | Self::Closed)
+    }
+
     /// The word shown to users.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -122,6 +127,8 @@ pub enum Event {
     RecordDurable,
     /// It cannot go on.
     Fail(DropReason),
+    /// There is no place for the record.
+    NoRecord,
     /// What is to be undone for a dropped snapshot has been.
     Dropped,
 }
@@ -308,6 +315,8 @@ impl Snapshot {
                 Actions::one(A::Seal)
             }
             (P::Idle | P::Dropping { .. }, E::Fail(_)) => Actions::NONE,
+            // Its record may be durable already, and whoever relies on it is let down only in the order of a deletion.
+            (P::Sealing, E::Fail(reason)) if !reason.ends_seal() => Actions::NONE,
             // Before T0 nothing is lost but the attempt: what is staged stays for the next one.
             (P::Pending { .. } | P::Committing, E::Fail(reason)) => {
                 self.phase = P::Idle;
@@ -317,6 +326,10 @@ impl Snapshot {
                 self.phase = P::Idle;
                 self.times.opened_ns = now_ns;
                 Actions::two(A::OpenGate, A::ReportDropped(reason))
+            }
+            (P::Sealing, E::NoRecord) => {
+                self.phase = P::Dropping { reason: DropReason::Overflow };
+                Actions::one(A::Undo)
             }
             (P::Draining | P::Manifest | P::Sealing, E::Fail(reason)) => {
                 self.phase = P::Dropping { reason };
@@ -423,6 +436,22 @@ mod tests {
     }
 
     #[test]
+    fn a_record_on_its_way_is_not_taken_back() {
+        let sealing = Snapshot { phase: Phase::Sealing, ..Snapshot::new() };
+        for reason in [DropReason::Overflow, DropReason::Timeout, DropReason::Aborted] {
+            let mut s = sealing.clone();
+            assert_eq!(s.step(Event::Fail(reason), 1), Actions::NONE);
+            assert_eq!(s.phase(), Phase::Sealing);
+        }
+        for event in
+            [Event::Fail(DropReason::IoError), Event::Fail(DropReason::Closed), Event::NoRecord]
+        {
+            let mut s = sealing.clone();
+            assert_eq!(s.step(event, 1), Actions::one(Action::Undo));
+        }
+    }
+
+    #[test]
     fn a_second_request_waits_its_turn() {
         let mut s = Snapshot::new();
         run(&mut s, &[(Event::Request { t0_ns: 9 }, 1)]);
@@ -444,6 +473,8 @@ mod tests {
             Event::ManifestDurable,
             Event::RecordDurable,
             Event::Fail(DropReason::IoError),
+            Event::Fail(DropReason::Aborted),
+            Event::NoRecord,
             Event::Dropped,
         ];
         let budgets = [FreezeBudget::Bounded(0), FreezeBudget::Bounded(5), FreezeBudget::Unlimited];

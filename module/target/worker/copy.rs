@@ -17,7 +17,7 @@ use presnap_abi::io::{Client, Durability, Piece, Transfer};
 use presnap_abi::thread::Wake;
 use presnap_engine::chunker;
 use presnap_engine::fixed::Prob;
-use presnap_engine::freeze::{DropReason, Event};
+use presnap_engine::freeze::{DropReason, Event, Phase};
 use presnap_engine::geometry::{
     area_of, bit_of, blocks_of_mask, lowest_bits, AREA_BLOCKS, AREA_BLOCKS_SHIFT, BLOCK_BYTES,
     BLOCK_SECTORS,
@@ -578,7 +578,10 @@ impl Worker {
 
     /// A copy that the snapshot cannot do without has failed.
     fn copy_failed(&mut self) {
-        self.report(Event::Fail(DropReason::IoError));
+        // One that is being sealed has all of its delta, and needs the copy for its image only.
+        if self.snapshot.phase() != Phase::Sealing {
+            self.report(Event::Fail(DropReason::IoError));
+        }
         self.lose_images(DropReason::IoError);
     }
 

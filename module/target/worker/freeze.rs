@@ -268,7 +268,7 @@ impl Worker {
         let record = *r;
         if self.dev.root.lock().insert(record).is_err() {
             pr_warn!("{}: the snapshot table is full\n", self.dev.region.number());
-            self.report(Event::Fail(DropReason::Overflow));
+            self.report(Event::NoRecord);
             return;
         }
         self.write_record();

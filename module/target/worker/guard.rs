@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use presnap_abi::bio::{Bio, BioList, STS_NOSPC};
 use presnap_abi::clock::monotonic_ns;
-use presnap_engine::freeze::{DropReason, Event};
+use presnap_engine::freeze::{DropReason, Event, Phase};
 use presnap_engine::geometry::{areas_masked, blocks_touched, widened};
 
 /// Neighbours that a guard's copy takes along on either side.
@@ -163,7 +163,8 @@ impl Worker {
             // needs room tries again, before anything else is given up.
             return;
         }
-        if self.drop_oldest() {
+        if self.drop_oldest() || self.snapshot.phase() == Phase::Sealing {
+            // What is being sealed will be, in a moment, and can then be taken back in order.
             return;
         }
         self.dev.set_health(Health::Overflow);

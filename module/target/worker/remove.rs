@@ -142,9 +142,11 @@ impl Worker {
             g.preserved().set_area(next, mask);
             area = next.saturating_add(1);
         }
-        let image = {
-            let root = self.dev.root.lock();
-            image_is_live(&root)
+        // While it was being sealed its record was in the root, and may be on disk.
+        let id = self.record.id;
+        let (recorded, image) = {
+            let mut root = self.dev.root.lock();
+            (root.remove(id).is_some(), image_is_live(&root))
         };
         let image = image || self.must_not_relax();
         self.dev.set_guard(if image { Guard::Image } else { Guard::Off });
@@ -158,9 +160,6 @@ impl Worker {
             self.dev.after_crash.store(true, Ordering::Relaxed);
         }
         add(&self.dev.superset_blocks, known.superset_blocks);
-        // While it was being sealed its record was in the root, and may be on disk.
-        let id = self.record.id;
-        let recorded = self.dev.root.lock().remove(id).is_some();
         // After a deletion under way, which must free all of its slots.
         self.removal.undo =
             Some(if recorded { Step::Root(After::Undo(id)) } else { Step::Undo(id, 0) });
