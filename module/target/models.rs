@@ -74,7 +74,8 @@ impl Models {
             let _no_io = NoIo::enter();
             self.upload = zeroed_array(BLOB_BYTES_MAX)?;
         }
-        self.upload.get_mut(offset..end).ok_or(EINVAL)?.copy_from_slice(data);
+        let place = self.upload.get_mut(offset..end).ok_or(EINVAL)?;
+        place.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
         self.uploaded = end;
         Ok(())
     }
@@ -170,7 +171,7 @@ impl Models {
 
     /// The results of the last evaluation, from a byte offset on.
     pub(crate) fn answers(&self, offset: u64, out: &mut [u8]) -> usize {
-        let all = self.answers.get(..self.answered * 2).unwrap_or(&[]);
+        let all = self.answers.get(..self.answered.saturating_mul(2)).unwrap_or(&[]);
         let rest = usize::try_from(offset).ok().and_then(|o| all.get(o..)).unwrap_or(&[]);
         let mut n = 0;
         for (to, from) in out.iter_mut().zip(rest) {

@@ -171,8 +171,9 @@ impl Reader<'_, '_> {
             let block = layout.index_copy_block(first, Copy2::A);
             let region = self.region;
             let buf = self.read(block, pairs.saturating_mul(2))?;
-            for (i, pair) in (0u32..).zip(buf.chunks_exact(2 * BLOCK_BYTES as usize)) {
-                let number = first.saturating_add(i);
+            let mut numbers = first..layout.index_blocks;
+            for pair in buf.chunks_exact(2 * BLOCK_BYTES as usize) {
+                let Some(number) = numbers.next() else { break };
                 let (a, b) = pair.split_at_checked(BLOCK_BYTES as usize).ok_or(EIO)?;
                 let picked = match IndexBlock::pick(a, b, number, limits) {
                     Ok(IndexPick::Found(picked)) => picked,

@@ -102,7 +102,8 @@ pub(crate) fn open(
             ctor.error(c"The size cannot change while the region is open");
             return Err(EINVAL);
         }
-        entry.users.push(md.number(), GFP_KERNEL)?;
+        make_room(&mut entry.users)?;
+        entry.users.push_within_capacity(md.number()).map_err(|_| ENOMEM)?;
         let device = entry.device.clone();
         return Ok(User { device, md: md.clone(), features: *features });
     }
@@ -110,16 +111,25 @@ pub(crate) fn open(
     let region::Opened { parts, found, mut mark } = opened;
     let device = Device::new(parts, Knobs::new())?;
     restore_guard(&device);
-    let mut users = KVec::new();
-    users.push(md.number(), GFP_KERNEL)?;
-    entries.reserve(1, GFP_KERNEL)?;
+    let mut users = KVec::with_capacity(1, GFP_KERNEL)?;
+    users.push_within_capacity(md.number()).map_err(|_| ENOMEM)?;
+    make_room(&mut entries)?;
     let worker = KBox::new(Worker::new(&device, found)?, GFP_KERNEL)?;
     // Only now: what has failed so far has left the region as it was.
     mark.set(&device).inspect_err(|_| ctor.error(c"Cannot write to the region device"))?;
     let worker = Thread::spawn(c"presnap", device.wake.clone(), worker)
         .inspect_err(|_| mark.take_back(&device))?;
-    entries.push(Entry { device: device.clone(), users, _worker: worker }, GFP_KERNEL)?;
+    let entry = Entry { device: device.clone(), users, _worker: worker };
+    entries.push_within_capacity(entry).map_err(|_| ENOMEM)?;
     Ok(User { device, md: md.clone(), features: *features })
+}
+
+/// Makes room for one more. Sleeps.
+///
+/// Not inlined: the kernel's own code for it has overflow checks, so it is among the few known in `scripts/panics`.
+#[inline(never)]
+fn make_room<T>(values: &mut KVec<T>) -> Result {
+    Ok(values.reserve(1, GFP_KERNEL)?)
 }
 
 /// The device whose mapped device or region has this number.

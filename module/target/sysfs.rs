@@ -141,7 +141,9 @@ impl Files for MainFiles {
     fn store(&self, index: usize, input: &[u8]) -> Result {
         let spec = KNOBS.get(index).ok_or(EACCES)?;
         let Some(value) = spec.parse(input) else {
-            let name = core::str::from_utf8(spec.name.to_bytes()).unwrap_or("?");
+            let bytes =
+                spec.name.to_bytes_with_nul().split_last().map_or(&[][..], |(_, name)| name);
+            let name = core::str::from_utf8(bytes).unwrap_or("?");
             pr_warn!("{name}: not a value that it takes: {}\n", format_args!("{:?}", spec.values));
             return Err(EINVAL);
         };

@@ -127,6 +127,24 @@ impl MapBio {
     }
 }
 
+/// The C string at `p`. What the kernel crate has for this adds 1 to the length with an overflow check.
+///
+/// # Safety
+///
+/// A NUL-terminated string that lives for `'a`, and does not change.
+unsafe fn c_str<'a>(p: *const kernel::ffi::c_char) -> &'a CStr {
+    // SAFETY: Promised by the caller.
+    let len = unsafe { k::strlen(p) };
+    // SAFETY: A string and its NUL end within the address space, so 1 more is no overflow; `strlen` found the
+    // first NUL right there.
+    unsafe {
+        CStr::from_bytes_with_nul_unchecked(core::slice::from_raw_parts(
+            p.cast(),
+            len.wrapping_add(1),
+        ))
+    }
+}
+
 /// The words of a table line or message.
 #[derive(Clone, Copy)]
 pub struct Args<'a> {
@@ -157,13 +175,13 @@ impl<'a> Args<'a> {
 
     /// Word `i` as bytes; `None` past the end.
     pub fn get(&self, i: usize) -> Option<&'a [u8]> {
-        self.c_str(i).map(CStr::to_bytes)
+        self.c_str(i)?.to_bytes_with_nul().split_last().map(|(_, word)| word)
     }
 
     fn c_str(&self, i: usize) -> Option<&'a CStr> {
         let word = *self.argv.get(i)?;
         // SAFETY: A NUL-terminated string that lives for `'a`, by construction.
-        Some(unsafe { CStr::from_char_ptr(word) })
+        Some(unsafe { c_str(word) })
     }
 }
 
@@ -283,7 +301,7 @@ impl MappedDevice {
         // SAFETY: The target lives by the invariant, so does its table, and its name with it.
         let name = unsafe { bindings::presnap_target_name(self.ti) };
         // SAFETY: A NUL-terminated string, as above.
-        f(unsafe { CStr::from_char_ptr(name) })
+        f(unsafe { c_str(name) })
     }
 
     /// Raises an event: whoever waits by `dmsetup wait` looks at the status. Sleeps.

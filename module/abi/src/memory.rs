@@ -45,7 +45,7 @@ pub fn array_of<T: Clone>(len: usize, value: T) -> Result<KVVec<T>> {
 pub fn array_with<T>(len: usize, mut make: impl FnMut() -> T) -> Result<KVVec<T>> {
     let mut v = KVVec::with_capacity(len, GFP_KERNEL)?;
     for _ in 0..len {
-        v.push(make(), GFP_KERNEL)?;
+        v.push_within_capacity(make())?;
     }
     Ok(v)
 }

@@ -131,7 +131,7 @@ impl Directory {
                 attribute.read = Some(read_binary);
                 attribute.write = Some(write_binary);
             }
-            attributes.push(attribute, GFP_KERNEL)?;
+            attributes.push_within_capacity(attribute)?;
         }
         let inner = KBox::new(
             Inner {

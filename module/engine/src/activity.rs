@@ -155,7 +155,8 @@ impl<A: Deref<Target = [AreaState]>> ActivityTable<A> {
         if sets == 0 || sets > 1 << 31 {
             return None;
         }
-        let areas = entries.iter().filter(|e| e.area().is_some()).count();
+        let in_use = |n: usize, e: &AreaState| n.saturating_add(e.area().is_some().into());
+        let areas = entries.iter().fold(0, in_use);
         Some(Self { entries, sets, areas, evictions: 0 })
     }
 

@@ -176,6 +176,15 @@ pub const fn round_shift(x: i64, shift: u32) -> i64 {
     x.wrapping_add(1 << (shift - 1)) >> shift
 }
 
+/// Returns `n / d` rounded up, 0 if `d` is. The one of the standard library adds 1 to a quotient, which the compiler
+/// cannot know to fit.
+pub const fn div_ceil(n: u64, d: u64) -> u64 {
+    match (n.checked_div(d), n.checked_rem(d)) {
+        (Some(quotient), Some(rest)) => quotient.saturating_add((rest != 0) as u64),
+        _ => 0,
+    }
+}
+
 /// Returns whole milliseconds of a time in nanoseconds.
 pub const fn ns_to_ms(ns: u64) -> u64 {
     ns / 1_000_000

@@ -562,8 +562,9 @@ where
         budget: &mut u64,
     ) -> Result<(), SlotError> {
         if matches!(entry.kind, SlotKind::Data | SlotKind::Unconfirmed) {
-            let steps = self.links(entry.block).zip(0..=*budget).count() as u64;
-            *budget = budget.checked_sub(steps).ok_or(SlotError::Crowded)?;
+            for _ in self.links(entry.block) {
+                *budget = budget.checked_sub(1).ok_or(SlotError::Crowded)?;
+            }
         }
         self.fill(slot, *entry)
     }

@@ -194,8 +194,17 @@ impl<S: Deref<Target = [StreamHead]>> StreamTable<S> {
         let near = |front: &u64| {
             end.wrapping_sub(*front).wrapping_sub(1) < DEPTH_MAX_SECTORS + (1 << AREA_SHIFT)
         };
-        let reached = self.heads.iter().zip(self.fronts.iter()).filter(|(_, front)| near(front));
-        reached.filter_map(|(l, _)| l.about(area, now_ms)).min_by_key(|a| a.eta_ns)
+        let mut earliest: Option<AreaAhead> = None;
+        for (head, front) in self.heads.iter().zip(self.fronts.iter()) {
+            if !near(front) {
+                continue;
+            }
+            let ahead = head.about(area, now_ms);
+            if ahead.is_some_and(|a| earliest.is_none_or(|e| a.eta_ns < e.eta_ns)) {
+                earliest = ahead;
+            }
+        }
+        earliest
     }
 
     /// Fills `out` with the areas that live streams are expected to reach within `horizon_ns`, with
@@ -326,8 +335,14 @@ impl<S: DerefMut<Target = [StreamHead]>> StreamTable<S> {
 
     /// Makes a head a leader, in place of an empty one or the one that has rested longest.
     fn lead(&mut self, head: StreamHead) {
-        let leaders = self.heads.iter_mut().zip(self.fronts.iter_mut());
-        if let Some((victim, front)) = leaders.min_by_key(|(l, _)| (!l.is_empty(), l.last_ms)) {
+        let mut found: Option<(&mut StreamHead, &mut u64)> = None;
+        for (head, front) in self.heads.iter_mut().zip(self.fronts.iter_mut()) {
+            let rank = |h: &StreamHead| (!h.is_empty(), h.last_ms);
+            if found.as_ref().is_none_or(|(victim, _)| rank(head) < rank(victim)) {
+                found = Some((head, front));
+            }
+        }
+        if let Some((victim, front)) = found {
             *front = head.front();
             *victim = head;
         }

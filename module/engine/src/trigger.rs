@@ -5,6 +5,8 @@
 //! A scheduled or requested snapshot has a T0 known in advance, which lets staging start late and copy once; the
 //! rules fire when their condition is seen. Times are monotonic; the caller looks in with every tick.
 
+use crate::fixed::div_ceil;
+
 /// Nanoseconds of a millisecond.
 const MS: u64 = 1_000_000;
 /// The change rate is measured over at least this.
@@ -129,7 +131,7 @@ impl Trigger {
     fn advance_schedule(&mut self, to_ns: u64) {
         let interval = self.interval_ns();
         if let (Some(next), true) = (self.next_schedule_ns, interval != 0) {
-            let steps = to_ns.saturating_sub(next).div_ceil(interval);
+            let steps = div_ceil(to_ns.saturating_sub(next), interval);
             self.next_schedule_ns = Some(next.saturating_add(steps.saturating_mul(interval)));
         }
     }

@@ -133,7 +133,7 @@ impl Jobs {
                 inserted: false,
                 index_wait: [None; 2],
             };
-            jobs.push(job, GFP_KERNEL)?;
+            jobs.push_within_capacity(job).map_err(|_| ENOMEM)?;
         }
         Ok(Self { jobs, active: 0, staging: 0, guards: 0, drains: 0 })
     }

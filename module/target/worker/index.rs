@@ -49,12 +49,14 @@ impl IndexWriter {
         let mut writes = KVec::with_capacity(WRITES, GFP_KERNEL)?;
         for _ in 0..WRITES {
             let transfer = Transfer::new(client, wake, BLOCK_BYTES as usize)?;
-            writes.push(Write { transfer, index_no: None }, GFP_KERNEL)?;
+            writes.push_within_capacity(Write { transfer, index_no: None }).map_err(|_| ENOMEM)?;
         }
         let n = states.len() as u64;
         let (dirty, urgent, unconfirmed) = (block_map(n)?, block_map(n)?, block_map(n)?);
-        for (i, _) in (0..).zip(states.iter()).filter(|(_, state)| state.outdated) {
-            dirty.set_range(i, 1);
+        for (i, state) in (0..n).zip(states.iter()) {
+            if state.outdated {
+                dirty.set_range(i, 1);
+            }
         }
         Ok(Self {
             states,

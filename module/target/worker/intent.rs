@@ -354,12 +354,24 @@ impl Worker {
         }
     }
 
+    /// The first block of a unit. No shift is above 63, see [`Extents`].
+    ///
+    /// [`Extents`]: presnap_engine::region::Extents
+    fn block_of_unit(&self, unit: u64) -> u64 {
+        unit.wrapping_shl(self.unit_shift())
+    }
+
+    /// The unit of a block.
+    fn unit_of_block(&self, block: u64) -> u64 {
+        block.wrapping_shr(self.unit_shift())
+    }
+
     /// The extents of a unit.
     fn extents_of_unit(&self, unit: u64) -> (u64, u64) {
         let shift = self.unit_shift();
         let end = self.dev.extents.count.into();
-        let first = (unit << shift) >> self.dev.extents.shift;
-        let n = 1u64 << shift.saturating_sub(self.dev.extents.shift);
+        let first = self.block_of_unit(unit).wrapping_shr(self.dev.extents.shift);
+        let n = 1u64.wrapping_shl(shift.saturating_sub(self.dev.extents.shift));
         (first, n.min(u64::saturating_sub(end, first)))
     }
 
@@ -382,7 +394,7 @@ impl Worker {
             return;
         };
         let (first, _) = self.dev.extents.blocks(cold);
-        let unit = first >> self.unit_shift();
+        let unit = self.unit_of_block(first);
         let (from, n) = self.extents_of_unit(unit);
         let end = from.saturating_add(n);
         let mut next = Some(cold);
@@ -393,7 +405,7 @@ impl Worker {
         }
         // Pairs with that of the writers: either they see that the intent is gone, or we their blocks.
         fence(Ordering::SeqCst);
-        let page = (unit << self.unit_shift()) / DIRTY_PAGE_BLOCKS;
+        let page = self.block_of_unit(unit) / DIRTY_PAGE_BLOCKS;
         self.intent.clean = Clean::Pages { unit, page };
     }
 
@@ -437,7 +449,7 @@ impl Worker {
     fn write_page_of(&mut self, unit: u64, page: u64) {
         self.progress = true;
         let dirty = self.dev.generations.dirty();
-        let end = unit.saturating_add(1) << self.unit_shift();
+        let end = self.block_of_unit(unit.saturating_add(1));
         let first = page.saturating_mul(DIRTY_PAGE_BLOCKS);
         let Some(block) = dirty.next_set(first).filter(|&block| block < end) else {
             // Of this unit all is durable.

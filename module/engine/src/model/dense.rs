@@ -24,12 +24,16 @@ pub(super) fn outputs<'a>(
     layer: LayerLayout,
     values: &'a Values,
 ) -> impl Iterator<Item = i64> + 'a {
-    let rows = layer.weights(blob).chunks_exact(usize::from(layer.inputs.max(1)));
-    rows.zip(layer.biases(blob)).zip(layer.requants(blob)).map(move |((row, bias), requant)| {
+    let mut rows = layer.weights(blob);
+    let mut requants = layer.requants(blob);
+    // In step by hand: zipped, the three would be indexed with sums that the compiler checks for overflow.
+    layer.biases(blob).map_while(move |bias| {
+        let (row, rest) = rows.split_at_checked(layer.inputs.into())?;
+        rows = rest;
         let accumulator = row.iter().zip(values).fold(bias, |sum, (weight, value)| {
             sum.wrapping_add(i32::from(*weight as i8).wrapping_mul(*value))
         });
-        requant.apply(accumulator)
+        Some(requants.next()?.apply(accumulator))
     })
 }
 

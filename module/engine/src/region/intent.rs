@@ -12,6 +12,7 @@ use super::bytes::{is_zero, put_u32, Reader, Writer};
 use super::layout::{INTENT_BLOCKS, LOG_BLOCKS};
 use super::{has_room, pick_newer, Fault, FormatError, Limits, Part, Picked};
 use crate::crc32c::with_hole;
+use crate::fixed::div_ceil;
 use crate::geometry::BLOCK_BYTES;
 
 /// Bytes of an intent map.
@@ -49,22 +50,23 @@ impl Extents {
     /// The smallest extents with which an origin of `origin_blocks` blocks (at most 2^48) fits in a map.
     pub const fn for_origin(origin_blocks: u64) -> Self {
         let mut shift = MIN_EXTENT_SHIFT;
-        while shift < 63 && origin_blocks.div_ceil(1 << shift) > MAX_EXTENTS {
+        while shift < 63 && div_ceil(origin_blocks, 1 << shift) > MAX_EXTENTS {
             shift += 1;
         }
-        Self { shift, count: origin_blocks.div_ceil(1 << shift) as u32 }
+        Self { shift, count: div_ceil(origin_blocks, 1 << shift) as u32 }
     }
 
     /// The extents of a run of blocks (not empty): the first, and how many.
     pub const fn of(&self, first: u64, count: u64) -> (u64, u64) {
-        let start = first >> self.shift;
-        let last = first.saturating_add(count.saturating_sub(1)) >> self.shift;
+        // No shift is above 63: `for_origin` makes none, and `decode` refuses what it would not make.
+        let start = first.wrapping_shr(self.shift);
+        let last = first.saturating_add(count.saturating_sub(1)).wrapping_shr(self.shift);
         (start, last.saturating_sub(start).saturating_add(1))
     }
 
     /// The blocks of an extent: the first, and how many; the last extent may reach beyond the origin.
     pub const fn blocks(&self, extent: u64) -> (u64, u64) {
-        (extent << self.shift, 1 << self.shift)
+        (extent.wrapping_shl(self.shift), 1u64.wrapping_shl(self.shift))
     }
 }
 
@@ -163,8 +165,12 @@ impl IntentMap {
     /// The bits of an encoded map, 16 at a time.
     pub fn masks(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
         let bits = bytes.get(MAP_HEADER_BYTES..).unwrap_or(&[]);
-        bits.chunks_exact(2)
-            .map(|pair| pair.first_chunk::<2>().map_or(0, |pair| u16::from_le_bytes(*pair)))
+        let mut rest = bits;
+        core::iter::from_fn(move || {
+            let (pair, tail) = rest.split_first_chunk::<2>()?;
+            rest = tail;
+            Some(u16::from_le_bytes(*pair))
+        })
     }
 }
 

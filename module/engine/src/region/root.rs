@@ -580,13 +580,13 @@ impl<R: DerefMut<Target = [SnapshotRecord]>> Root<R> {
     pub fn remove(&mut self, id: u32) -> Option<SnapshotRecord> {
         let at = self.iter().position(|record| record.id == id)?;
         let tail = self.records.get_mut(at..self.count)?;
-        let removed = *tail.first()?;
-        tail.rotate_left(1);
-        if let Some(place) = tail.last_mut() {
-            *place = SnapshotRecord::ZERO;
+        // Each takes the place of the one before it.
+        let mut moved = SnapshotRecord::ZERO;
+        for place in tail.iter_mut().rev() {
+            core::mem::swap(place, &mut moved);
         }
         self.count = self.count.saturating_sub(1);
-        Some(removed)
+        Some(moved)
     }
 
     /// Returns the snapshot with the highest number.
