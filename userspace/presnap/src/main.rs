@@ -23,6 +23,9 @@ fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
+            if let Some(output::Status(status)) = e.downcast_ref() {
+                return ExitCode::from(*status);
+            }
             eprintln!("presnap: {e:#}");
             ExitCode::from(if e.is::<output::Usage>() { 2 } else { 1 })
         }

@@ -20,6 +20,18 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// An exit status with a meaning of its own; the reason is printed already.
+#[derive(Debug)]
+pub(crate) struct Status(pub(crate) u8);
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "exit status {}", self.0)
+    }
+}
+
+impl std::error::Error for Status {}
+
 /// An error of wrong usage.
 pub(crate) fn usage(words: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Usage(words.into()))

@@ -153,11 +153,6 @@ impl Store {
         Ok(chunks)
     }
 
-    /// Reads whole blocks of the region.
-    pub(crate) fn blocks(&self, block: u64, count: usize) -> Result<Buffer> {
-        read_blocks(&self.file, block, count)
-    }
-
     /// Reads consecutive slots into `out` (whole blocks).
     pub(crate) fn read_slots(&self, slot: u32, out: &mut [u8]) -> Result<()> {
         let at = self.layout.slot_block(slot) * u64::from(BLOCK_BYTES);

@@ -1,41 +1,46 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `presnap check`: verifies a region offline.
+//! `presnap check`: verifies a region offline, and repairs it.
 
-use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{bail, Context, Result};
-use presnap_blockio::Buffer;
-use presnap_engine::crc32c::crc32c;
-use presnap_engine::manifest::Chunk;
-use presnap_engine::region::intent::replay;
-use presnap_engine::region::layout::{INTENT_BLOCKS, LOG_BLOCKS, LOG_START_BLOCK};
-use presnap_engine::region::root::{ROOT_AFTER_CRASH, ROOT_CLEAN, ROOT_FULL_NEEDED};
-use presnap_engine::region::{
-    Copy2, IndexBlock, IndexEntry, IndexPick, IntentMap, Layout, SlotKind, SnapshotRecord,
-    SnapshotState,
-};
+use anyhow::{anyhow, bail, Context, Result};
+use presnap_blockio::Mode;
+use presnap_check::{check, Checked, Device, Fault, Options, Refused, Remedy};
 use serde::Serialize;
 
-use super::send::read_piece;
-use crate::delta::Piece;
-use crate::output::{self, Progress};
+use crate::dm::path_of;
+use crate::output::{self, Progress, Status};
 use crate::source::Source;
-use crate::store::{Store, BLOCK};
 use crate::units;
 
-/// Verify a region: structure and checksums, with --data also every preserved block
+/// Verify a region: structure and checksums, with --data also every preserved block; and repair it
 ///
-/// Reads only. A region in use may change under the check; close the device for a verdict that counts. Exit status 1
-/// if anything is damaged.
+/// Without --repair it only reads. A region in use may change under the check; close the device for a verdict that
+/// counts. Exit status 1 if anything is damaged so that data is lost.
+///
+/// With --repair it writes what can be repaired without guessing: copies of metadata from the good one, entries of the index
+/// that the manifests prove, blocks that are in another slot too, slots that belong to nobody. What cannot be known any more
+/// is noted, so that no wrong delta is sent: then the next one is full. REGION must not be in use. A crash meanwhile
+/// leaves it no worse; repair it again. Exit status as of fsck(8): 0 nothing was wrong, 1 all is repaired, 4 something is left, 8
+/// it could not be done; 2 wrong usage.
+///
+/// What is lost stays until --drop-damaged removes it: snapshots whose delta is damaged, and with each the images of it and of all
+/// older ones, which read its blocks; these stay good as deltas. What changed since the last snapshot stays known.
 #[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
 pub(crate) struct Args {
     /// The region (or a device that has one)
     region: PathBuf,
     /// Read all data, too
     #[arg(long)]
     data: bool,
+    /// Repair what can be repaired without guessing
+    #[arg(long)]
+    repair: bool,
+    /// Remove damaged snapshots, and give up images that may be wrong
+    #[arg(long, requires = "repair")]
+    drop_damaged: bool,
     /// Print as JSON
     #[arg(long)]
     json: bool,
@@ -55,63 +60,150 @@ struct Report {
     intent_extents: u64,
     extent_blocks: u64,
     /// Pages of the dirty map that count.
-    dirty_pages: usize,
-    snapshots: usize,
+    dirty_pages: u64,
+    snapshots: u64,
     chunks: u64,
     data_checked: bool,
     /// Damage that loses data.
     errors: Vec<String>,
     /// Damage that does not: the other copy serves, or slots are wasted.
     warnings: Vec<String>,
+    /// All of both, with what can be done.
+    faults: Vec<Fault>,
+    /// What can be repaired was.
+    repaired: bool,
 }
 
+/// Exit statuses of a repair, as fsck(8) has them.
+const REPAIRED: u8 = 1;
+const LEFT: u8 = 4;
+const FAILED: u8 = 8;
+
 impl Args {
-    /// Checks.
+    /// Checks, and repairs.
     pub(crate) fn run(self) -> Result<()> {
         let name = self.region.display().to_string();
+        if self.repair {
+            let status = self.repair(&name).unwrap_or_else(|e| {
+                eprintln!("presnap: {e:#}");
+                FAILED
+            });
+            return if status == 0 { Ok(()) } else { Err(Status(status).into()) };
+        }
         let source = Source::find(&name)?;
+        let live = matches!(source, Source::Live(..));
         if let Source::Live(dm, _) = &source {
             eprintln!("presnap: {} runs, so what is found may be changes under way", dm.name);
         }
-        let store = source.store()?;
-        let flags = store.root.header.flags;
-        let mut report = Report {
-            region_uuid: units::uuid(&store.superblock.region_uuid),
-            origin_id: units::hex(&store.superblock.origin_id),
-            origin_sectors: store.superblock.origin_sectors,
-            slots: store.layout.slots,
-            used_slots: 0,
-            clean: flags & ROOT_CLEAN != 0,
-            full_needed: flags & ROOT_FULL_NEEDED != 0,
-            after_crash: flags & ROOT_AFTER_CRASH != 0,
-            intent_extents: 0,
-            extent_blocks: 0,
-            dirty_pages: 0,
-            snapshots: store.root.len(),
-            chunks: 0,
-            data_checked: self.data,
-            errors: Vec::new(),
-            warnings: store.faults.clone(),
-        };
-        read_intent(&store, &mut report)?;
-        let index = read_index(&store, &mut report)?;
-        for record in store.root.iter() {
-            check_snapshot(&store, record, &index, self.data, &mut report);
-        }
-        if self.data {
-            check_slots(&store, &index, &mut report)?;
-        }
-        let bad = report.errors.len();
-        if self.json {
-            output::json(&report)?;
-        } else {
-            print(&report);
-        }
+        let path = region_of(&source)?;
+        let mode = Mode { direct: true, ..Mode::default() };
+        let file =
+            presnap_blockio::open(&path, mode).with_context(|| format!("region {name}"))?;
+        let device = Device::new(file).with_context(|| format!("region {name}"))?;
+        let checked = self.look(&device, live).with_context(|| format!("region {name}"))?;
+        let bad = checked.report.faults.iter().filter(|f| f.error).count();
+        self.show(&checked, false)?;
         if bad > 0 {
             bail!("{name}: {bad} errors");
         }
         Ok(())
     }
+
+    /// Repairs; the exit status.
+    fn repair(&self, name: &str) -> Result<u8> {
+        let path = match Source::find(name)? {
+            Source::Live(dm, _) => bail!("{name} is in use by {}: close it first", dm.name),
+            Source::Region(path) => path,
+        };
+        let device = Device::new(open_alone(&path, name)?)?;
+        let checked = match self.look(&device, false) {
+            Ok(checked) => checked,
+            Err(Refused(words)) => {
+                eprintln!("presnap: {name}: {words}: there is nothing to repair it from");
+                return Ok(LEFT);
+            }
+        };
+        let faults = checked.report.faults.clone();
+        self.show(&checked, true)?;
+        checked.repair(&device).with_context(|| format!("writing to {name}"))?;
+        // What was written is what will be read.
+        let again = self.look(&device, false).map_err(|e| anyhow!("{name}, repaired: {e}"))?;
+        if let Some(fault) = again.report.faults.iter().find(|f| f.repairable()) {
+            bail!("{name}: after the repair there is: {}", fault.what);
+        }
+        let left = faults.iter().filter(|f| !f.repairable()).count();
+        if left > 0 {
+            eprintln!("presnap: {name}: {left} faults are left");
+            return Ok(LEFT);
+        }
+        Ok(if faults.is_empty() { 0 } else { REPAIRED })
+    }
+
+    fn look(&self, device: &Device, live: bool) -> Result<Checked, Refused> {
+        let options = Options { data: self.data, drop_damaged: self.drop_damaged, live };
+        let mut progress = Progress::new(false);
+        check(device, options, &mut |what, done, of| {
+            progress.show(|| format!("{what} {done} of {of}"));
+        })
+    }
+
+    fn show(&self, checked: &Checked, repaired: bool) -> Result<()> {
+        let r = &checked.report;
+        let words = |error| -> Vec<String> {
+            r.faults.iter().filter(|f| f.error == error).map(|f| f.what.clone()).collect()
+        };
+        let report = Report {
+            region_uuid: units::uuid(&r.region_uuid),
+            origin_id: units::hex(&r.origin_id),
+            origin_sectors: r.origin_sectors,
+            slots: r.slots,
+            used_slots: r.used_slots,
+            clean: r.clean,
+            full_needed: r.full_needed,
+            after_crash: r.after_crash,
+            intent_extents: r.intent_extents,
+            extent_blocks: r.extent_blocks,
+            dirty_pages: r.dirty_pages,
+            snapshots: r.snapshots,
+            chunks: r.chunks,
+            data_checked: self.data,
+            errors: words(true),
+            warnings: words(false),
+            faults: r.faults.clone(),
+            repaired,
+        };
+        if self.json {
+            return output::json(&report);
+        }
+        print(&report);
+        Ok(())
+    }
+}
+
+/// The region's path.
+fn region_of(source: &Source) -> Result<PathBuf> {
+    match source {
+        Source::Live(_, table) => path_of(&table.region),
+        Source::Region(path) => Ok(path.clone()),
+    }
+}
+
+/// Opens a region for writing, if nobody else has it.
+fn open_alone(path: &Path, name: &str) -> Result<std::fs::File> {
+    let mode = Mode { write: true, direct: true, exclusive: true, dsync: false };
+    let file = presnap_blockio::open(path, mode).map_err(|e| match e.raw_os_error() {
+        Some(libc::EBUSY) => anyhow!("region {name} is mounted or otherwise in use"),
+        _ => anyhow!("region {name}: {e}"),
+    })?;
+    if !presnap_blockio::is_block_device(&file)? {
+        if let Some(user) = presnap_blockio::loop_user(path) {
+            bail!("region {name} is in use by {user}");
+        }
+    }
+    if !presnap_blockio::try_lock(&file)? {
+        bail!("region {name} is in use by another process");
+    }
+    Ok(file)
 }
 
 fn print(r: &Report) {
@@ -127,176 +219,16 @@ fn print(r: &Report) {
     if r.full_needed {
         println!("  the next send must be full");
     }
-    r.warnings.iter().for_each(|w| println!("  warning: {w}"));
-    r.errors.iter().for_each(|e| println!("  error: {e}"));
+    for fault in &r.faults {
+        println!("  {}: {}", if fault.error { "error" } else { "warning" }, fault.what);
+        match &fault.remedy {
+            Remedy::Repair(how) if r.repaired => println!("    repaired: {how}"),
+            Remedy::Repair(how) => println!("    --repair: {how}"),
+            Remedy::Left(why) => println!("    cannot be repaired: {why}"),
+        }
+    }
     if r.errors.is_empty() {
         let data = if r.data_checked { "structure and data are" } else { "structure is" };
         println!("  {data} sound");
     }
-}
-
-/// Reads the intent map and the log after it.
-fn read_intent(store: &Store, report: &mut Report) -> Result<()> {
-    let limits = store.limits();
-    let read = |block, count: u64| store.blocks(block, count as usize).context("reading intent");
-    let a = read(Layout::intent_block(Copy2::A), INTENT_BLOCKS)?;
-    let b = read(Layout::intent_block(Copy2::B), INTENT_BLOCKS)?;
-    let log = read(LOG_START_BLOCK, LOG_BLOCKS)?;
-    let picked = match IntentMap::pick(&a, &b, &limits) {
-        Ok(picked) => picked,
-        Err(e) => {
-            report.errors.push(format!("{e} (both copies): the next delta will be full"));
-            return Ok(());
-        }
-    };
-    // Copy B of a fresh region was never written.
-    let blank = b.iter().all(|&byte| byte == 0);
-    if let Some(fault) = picked.other_fault.filter(|_| !blank) {
-        report.warnings.push(format!("{fault} (copy {:?})", picked.copy.other()));
-    }
-    let map = picked.value;
-    let bytes = if picked.copy == Copy2::A { &a } else { &b };
-    let masks: Vec<u16> = IntentMap::masks(bytes).collect();
-    let mut extents: HashSet<u32> = (0..map.extents.count)
-        .filter(|e| masks.get(*e as usize / 16).is_some_and(|mask| mask >> (e % 16) & 1 != 0))
-        .collect();
-    let replayed = replay(&log, &map, limits.region_tag(), |run| {
-        extents.extend(run.start..run.start.saturating_add(run.len));
-    });
-    if replayed.gap {
-        let words = "the intent log lacks a record: the next delta will be full";
-        report.errors.push(words.into());
-    }
-    report.intent_extents = extents.len() as u64;
-    report.extent_blocks = 1 << map.extents.shift;
-    Ok(())
-}
-
-/// All used slots.
-type Index = HashMap<u32, IndexEntry>;
-
-fn read_index(store: &Store, report: &mut Report) -> Result<Index> {
-    let limits = store.limits();
-    let mut index = Index::new();
-    let mut progress = Progress::new(false);
-    for no in 0..store.layout.index_blocks {
-        let both = store
-            .blocks(store.layout.index_copy_block(no, Copy2::A), 2)
-            .context("reading the index")?;
-        let (a, b) = both.split_at(BLOCK);
-        match IndexBlock::pick(a, b, no, &limits) {
-            Ok(IndexPick::Blank { fault }) => {
-                report
-                    .warnings
-                    .extend(fault.map(|f| format!("{f} (index block {no}, first write)")));
-            }
-            Ok(IndexPick::Found(picked)) => {
-                let fault = picked.other_fault;
-                report.warnings.extend(fault.map(|f| format!("{f} (index block {no}, one copy)")));
-                index.extend(picked.value.used());
-            }
-            Err(e) => report.errors.push(format!("{e} (index block {no}, both copies)")),
-        }
-        progress.show(|| format!("index block {no} of {}", store.layout.index_blocks));
-    }
-    report.used_slots = index.len() as u64;
-    let base = store.root.header.base_id;
-    let dirty_page = |e: &&IndexEntry| e.kind == SlotKind::Dirty && e.snapshot > base;
-    report.dirty_pages = index.values().filter(dirty_page).count();
-    let orphan = |e: &&IndexEntry| store.root.find(e.snapshot).is_none() && !dirty_page(e);
-    let orphans = index.values().filter(orphan).count();
-    // Slots staged for the next snapshot are of a number that is not in the table yet.
-    let staged = index
-        .values()
-        .filter(|e| e.snapshot == limits.next_snapshot && e.kind != SlotKind::Dirty)
-        .count();
-    if orphans > staged {
-        report.warnings.push(format!("{} slots belong to no snapshot", orphans - staged));
-    }
-    Ok(index)
-}
-
-fn check_snapshot(
-    store: &Store,
-    record: &SnapshotRecord,
-    index: &Index,
-    data: bool,
-    report: &mut Report,
-) {
-    let id = record.id;
-    if record.state != SnapshotState::Sealed {
-        report.warnings.push(format!("snapshot {id} is {}", record.state.as_str()));
-        return;
-    }
-    let chunks = match store.manifest(record) {
-        Ok(chunks) => chunks,
-        Err(e) => return report.errors.push(format!("{e:#}")),
-    };
-    report.chunks += chunks.len() as u64;
-    let blocks: u64 = chunks.iter().map(|c| u64::from(c.length_blocks)).sum();
-    if blocks != record.delta_blocks {
-        report.errors.push(format!(
-            "snapshot {id}: the manifest has {blocks} blocks, the record says {}",
-            record.delta_blocks
-        ));
-    }
-    for chunk in chunks.iter().filter(|c| !c.is_zero()) {
-        if let Err(e) = check_chunk(store, id, chunk, index, data) {
-            report
-                .errors
-                .push(format!("snapshot {id}, chunk at block {}: {e:#}", chunk.start_block));
-        }
-    }
-}
-
-fn check_chunk(store: &Store, id: u32, chunk: &Chunk, index: &Index, data: bool) -> Result<()> {
-    for i in 0..chunk.length_blocks {
-        let slot = chunk.slot.saturating_add(i);
-        let block = chunk.start_block + u64::from(i);
-        match index.get(&slot) {
-            Some(e) if e.kind == SlotKind::Data && e.block == block && e.snapshot == id => {}
-            Some(e) => bail!(
-                "slot {slot} should hold block {block}, the index says block {} of snapshot {}",
-                e.block,
-                e.snapshot
-            ),
-            None => bail!("slot {slot} should hold block {block}, the index says it is free"),
-        }
-    }
-    if data {
-        let piece = Piece { start: chunk.start_block, length: chunk.length_blocks, chunk: *chunk };
-        read_piece(store, &piece, |_, _| Ok(()))?;
-    }
-    Ok(())
-}
-
-/// Reads every used slot and compares its checksum with the index.
-fn check_slots(store: &Store, index: &Index, report: &mut Report) -> Result<()> {
-    let mut slots: Vec<u32> = index.keys().copied().collect();
-    slots.sort_unstable();
-    let mut progress = Progress::new(false);
-    let mut page = Buffer::new(BLOCK);
-    for (n, slot) in slots.iter().enumerate() {
-        let Some(entry) = index.get(slot) else { continue };
-        if let Err(e) = store.read_slots(*slot, &mut page) {
-            report.errors.push(format!("{e:#}"));
-            continue;
-        }
-        // Slots of the coming snapshot are still being written to.
-        let found = crc32c(0, &page);
-        let counts = match entry.kind {
-            SlotKind::Dirty => entry.snapshot > store.root.header.base_id,
-            // Of an entry without its data, the origin still has the block.
-            SlotKind::Unconfirmed => false,
-            _ => store.root.find(entry.snapshot).is_some(),
-        };
-        if found != entry.crc && counts {
-            report.errors.push(format!(
-                "slot {slot} (block {} of snapshot {}) has checksum {found:08x}, the index says {:08x}",
-                entry.block, entry.snapshot, entry.crc
-            ));
-        }
-        progress.show(|| format!("slot {n} of {}", slots.len()));
-    }
-    Ok(())
 }
