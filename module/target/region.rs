@@ -18,7 +18,7 @@ use presnap_engine::region::index::DIRTY_PAGE_BLOCKS;
 use presnap_engine::region::intent::{replay, INTENT_MAP_BYTES};
 use presnap_engine::region::layout::{INTENT_START_BLOCKS, LOG_BLOCKS, LOG_START_BLOCK};
 use presnap_engine::region::root::{
-    MAX_SNAPSHOTS, ROOT_AFTER_CRASH, ROOT_BYTES, ROOT_CLEAN, ROOT_FULL_NEEDED,
+    MAX_SNAPSHOTS, OP_RESERVE, ROOT_AFTER_CRASH, ROOT_BYTES, ROOT_CLEAN, ROOT_FULL_NEEDED,
 };
 use presnap_engine::region::{
     Copy2, Extents, FormatError, IndexBlock, IndexEntry, IndexPick, IntentMap, Layout, Limits,
@@ -26,9 +26,6 @@ use presnap_engine::region::{
 };
 use presnap_engine::slots::{Doubt, SlotError};
 use presnap_engine::table::Features;
-
-/// Operation numbers reserved ahead: after a crash, numbering goes on behind them.
-pub(crate) const OP_RESERVE: u64 = 1 << 40;
 
 /// The most that is read at once: both copies of the intent map, and the log.
 const BUFFER_BLOCKS: u64 = LOG_START_BLOCK + LOG_BLOCKS - INTENT_START_BLOCKS[0];
@@ -94,6 +91,8 @@ struct Changes {
     newest_page: u32,
     /// Nothing can be said of what has changed.
     lost: bool,
+    /// Then: the map to begin anew with, and where it goes.
+    fresh: Option<(IntentMap, Copy2)>,
 }
 
 struct Reader<'a, 'c> {
@@ -318,13 +317,14 @@ impl Reader<'_, '_> {
             lost = true;
         }
         let mut order = IntentOrder::new(map.seq, picked.copy, map.log_seq, replayed.last_seq);
+        let mut fresh = None;
         if lost {
-            // Begin anew, behind all that is there.
+            // Begin anew, behind all that is there; but not before the root says that the next delta is full.
             intents.clear_all();
             let newest = replayed.newest_seq.max(map.log_seq);
-            let fresh = IntentMap { seq: map.seq.saturating_add(1), log_seq: newest, extents };
-            self.write_map(limits, &fresh, picked.copy.other())?;
-            order = IntentOrder::new(fresh.seq, picked.copy.other(), newest, newest);
+            let next = IntentMap { seq: map.seq.saturating_add(1), log_seq: newest, extents };
+            fresh = Some((next, picked.copy.other()));
+            order = IntentOrder::new(next.seq, picked.copy.other(), newest, newest);
         }
         let dirty = block_map(limits.origin_blocks)?;
         let pages = limits.origin_blocks.div_ceil(DIRTY_PAGE_BLOCKS);
@@ -369,22 +369,8 @@ impl Reader<'_, '_> {
             order,
             newest_page,
             lost,
+            fresh,
         })
-    }
-
-    /// Writes an intent map without intent, and waits for it.
-    fn write_map(&mut self, limits: &Limits, map: &IntentMap, copy: Copy2) -> Result {
-        let sector = Layout::intent_block(copy).saturating_mul(BLOCK_SECTORS.into());
-        let buf = self.transfer.buffer().ok_or(EIO)?;
-        let out = buf.first_chunk_mut::<INTENT_MAP_BYTES>().ok_or(EIO)?;
-        map.encode(out, limits.region_uuid, core::iter::empty(), crc32c);
-        let done =
-            self.transfer.write_wait(&self.region, sector, INTENT_MAP_BYTES, Durability::Barrier);
-        if done.is_err() {
-            self.ctor.error(c"Cannot write to the region device");
-            return Err(EIO);
-        }
-        Ok(())
     }
 }
 
@@ -474,7 +460,8 @@ pub(crate) fn open(
         changes.superset_blocks = 0;
     }
     let after_crash = root.header.flags & ROOT_AFTER_CRASH != 0;
-    let Changes { extents, intents, dirty, dirty_pages, superset_blocks, order, .. } = changes;
+    let Changes { extents, intents, dirty, dirty_pages, superset_blocks, order, fresh, .. } =
+        changes;
     let parts = Parts {
         region_uuid: sb.region_uuid,
         origin,
@@ -490,7 +477,8 @@ pub(crate) fn open(
         intents,
         dirty,
     };
-    let mark = Mark { transfer: reader.transfer, next: root_next, flags: parts.root.header.flags };
+    let flags = parts.root.header.flags;
+    let mark = Mark { transfer: reader.transfer, next: root_next, flags, fresh };
     let root_next = mark.root_next();
     let found = Found { index, superblock: sb, bad_copy, root_next, intent: order, dirty_pages };
     Ok(Opened { parts, found, mark })
@@ -501,6 +489,8 @@ pub(crate) struct Mark {
     transfer: KBox<Transfer>,
     next: Copy2,
     flags: u32,
+    /// An intent map without intent, for a region whose own are damaged.
+    fresh: Option<(IntentMap, Copy2)>,
 }
 
 impl Mark {
@@ -511,7 +501,13 @@ impl Mark {
 
     /// Writes the root without the mark of an orderly close. Sleeps.
     pub(crate) fn set(&mut self, device: &Device) -> Result {
-        self.write(device, 0, OP_RESERVE)
+        self.write(device, 0, OP_RESERVE)?;
+        let Some((map, copy)) = self.fresh else { return Ok(()) };
+        // Only now: whoever finds this map must find as well that the next delta is full.
+        let sector = Layout::intent_block(copy).saturating_mul(BLOCK_SECTORS.into());
+        let out = self.transfer.buffer().and_then(|b| b.first_chunk_mut::<INTENT_MAP_BYTES>());
+        map.encode(out.ok_or(EIO)?, device.region_uuid, core::iter::empty(), crc32c);
+        self.transfer.write_wait(&device.region, sector, INTENT_MAP_BYTES, Durability::Barrier)
     }
 
     /// Takes that back: the device has not been used. Sleeps.

@@ -4,7 +4,6 @@
 
 use super::{Known, Worker};
 use crate::device::add;
-use crate::region::OP_RESERVE;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::Arc;

@@ -55,7 +55,8 @@ fn check_chunk(
     chunk: &Chunk,
     places: &mut Option<Places>,
 ) {
-    let slots = || (0..chunk.length_blocks).map(|i| (chunk.slot + i, chunk.start_block + u64::from(i)));
+    let slots =
+        || (0..chunk.length_blocks).map(|i| (chunk.slot + i, chunk.start_block + u64::from(i)));
     let mine = |e: &IndexEntry, block: u64| {
         e.kind == SlotKind::Data && e.block == block && e.snapshot == id
     };
@@ -190,7 +191,11 @@ fn read_slots(work: &Work, medium: &dyn Medium, slot: u32, count: u32) -> Vec<u8
     (slot..slot + count)
         .flat_map(|slot| {
             let bytes = read(medium, work.layout.slot_block(slot), 1);
-            if bytes.is_empty() { vec![0; BLOCK] } else { bytes }
+            if bytes.is_empty() {
+                vec![0; BLOCK]
+            } else {
+                bytes
+            }
         })
         .collect()
 }

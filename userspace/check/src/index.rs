@@ -8,7 +8,7 @@ use presnap_engine::region::{
 };
 
 use crate::medium::{read, Medium, BLOCK};
-use crate::region::{Refused, Work, Write};
+use crate::region::{Refused, Work, Write, VERSIONS};
 use crate::report::Remedy;
 use crate::Watch;
 
@@ -30,11 +30,7 @@ impl IndexState {
 }
 
 /// Reads the index.
-pub(crate) fn check(
-    work: &mut Work,
-    medium: &dyn Medium,
-    watch: Watch<'_>,
-) -> Result<(), Refused> {
+pub(crate) fn check(work: &mut Work, medium: &dyn Medium, watch: Watch<'_>) -> Result<(), Refused> {
     let limits = work.limits();
     let mut no = 0;
     while no < work.layout.index_blocks {
@@ -80,6 +76,7 @@ fn check_block(work: &mut Work, no: u32, a: &[u8], b: &[u8], limits: &Limits) ->
             if let Err(e) = picked.value.check_room() {
                 work.exhausted(&e);
             }
+            work.exhausted |= state.seq.saturating_add(VERSIONS) > u64::MAX >> 1;
             if let Some(fault) = picked.other_fault {
                 let other = if picked.copy == Copy2::A { b } else { a };
                 let newer = whether_newer(other, no, state.seq, limits);

@@ -11,7 +11,7 @@ use presnap_engine::region::layout::{INTENT_BLOCKS, LOG_BLOCKS, LOG_START_BLOCK}
 use presnap_engine::region::{Copy2, Extents, IntentMap, Layout};
 
 use crate::medium::{read, Medium, BLOCK};
-use crate::region::{Refused, Work, Write};
+use crate::region::{Refused, Work, Write, VERSIONS};
 use crate::report::Remedy;
 
 /// What may have changed, and what is to be written of it.
@@ -88,13 +88,16 @@ impl Intent {
 pub(crate) fn check(work: &mut Work, medium: &dyn Medium) -> Result<(), Refused> {
     let limits = work.limits();
     let extents = Extents::for_origin(limits.origin_blocks);
-    let [a, b] =
-        [Copy2::A, Copy2::B].map(|c| read(medium, Layout::intent_block(c), INTENT_BLOCKS));
+    let [a, b] = [Copy2::A, Copy2::B].map(|c| read(medium, Layout::intent_block(c), INTENT_BLOCKS));
     // A block that cannot be read is one that is damaged.
     let log: Vec<u8> = (0..LOG_BLOCKS)
         .flat_map(|no| {
             let block = read(medium, LOG_START_BLOCK + no, 1);
-            if block.is_empty() { vec![0; BLOCK] } else { block }
+            if block.is_empty() {
+                vec![0; BLOCK]
+            } else {
+                block
+            }
         })
         .collect();
     work.intent.extents = Some(extents);
@@ -115,6 +118,7 @@ pub(crate) fn check(work: &mut Work, medium: &dyn Medium) -> Result<(), Refused>
     let (bytes, other) = if picked.copy == Copy2::A { (&a, &b) } else { (&b, &a) };
     let map = picked.value;
     (work.intent.map, work.intent.copy) = (Some(map), Some(picked.copy));
+    work.exhausted |= map.seq.saturating_add(VERSIONS) > u64::MAX >> 1;
     for (place, mask) in work.intent.masks.iter_mut().zip(IntentMap::masks(bytes)) {
         *place = mask;
     }

@@ -53,16 +53,13 @@ pub struct Checked {
 /// # Errors
 ///
 /// If it is no region, or is damaged so that nothing can be said of it.
-pub fn check(
-    medium: &dyn Medium,
-    options: Options,
-    watch: Watch<'_>,
-) -> Result<Checked, Refused> {
+pub fn check(medium: &dyn Medium, options: Options, watch: Watch<'_>) -> Result<Checked, Refused> {
     let mut work = Work::open(medium, options)?;
     work.check_room();
     intent::check(&mut work, medium)?;
     index::check(&mut work, medium, watch)?;
     let manifests = snapshots::manifests(&mut work, medium, watch);
+    orphans::duplicates(&mut work);
     content::check(&mut work, medium, &manifests, watch);
     orphans::check(&mut work, medium);
     orphans::dirty_pages(&mut work, medium);

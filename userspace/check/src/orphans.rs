@@ -14,7 +14,6 @@ use crate::report::Remedy;
 
 /// Frees what an opening would free, and as it would.
 pub(crate) fn check(work: &mut Work, medium: &dyn Medium) {
-    duplicates(work);
     let base = work.root.header.base_id;
     let orphan = |work: &Work, e: &IndexEntry| match e.kind {
         SlotKind::Dirty => e.snapshot <= base,
@@ -37,12 +36,8 @@ pub(crate) fn check(work: &mut Work, medium: &dyn Medium) {
     work.warning(words, Remedy::Repair("freed, as an opening frees them".into()));
     let mut blocks: BTreeMap<u64, Vec<(u32, u32, u32)>> = BTreeMap::new();
     let mut highest = 0;
-    let orphans: Vec<(u32, IndexEntry)> = work
-        .entries
-        .iter()
-        .filter(|(_, e)| orphan(work, e))
-        .map(|(slot, e)| (*slot, *e))
-        .collect();
+    let orphans: Vec<(u32, IndexEntry)> =
+        work.entries.iter().filter(|(_, e)| orphan(work, e)).map(|(slot, e)| (*slot, *e)).collect();
     for (slot, e) in orphans {
         if e.kind != SlotKind::Dirty {
             highest = highest.max(e.snapshot);
@@ -63,11 +58,7 @@ pub(crate) fn check(work: &mut Work, medium: &dyn Medium) {
 
 /// If an image is live, what an unfinished snapshot preserved may be the only copy of what the image needs: it goes to
 /// the newest snapshot, unless that has the block. The oldest copy whose checksum is right counts.
-fn adopt(
-    work: &mut Work,
-    medium: &dyn Medium,
-    blocks: BTreeMap<u64, Vec<(u32, u32, u32)>>,
-) {
+fn adopt(work: &mut Work, medium: &dyn Medium, blocks: BTreeMap<u64, Vec<(u32, u32, u32)>>) {
     let live = work.root.iter().any(|r| r.scope == Scope::Image);
     let Some(heir) = work.root.newest().map(|r| r.id).filter(|_| live) else { return };
     let data = |e: &&IndexEntry| e.kind == SlotKind::Data && e.snapshot == heir;
@@ -89,25 +80,31 @@ fn adopt(
     }
 }
 
-/// Two slots for one block of one snapshot: that of the manifest counts, else the first.
-fn duplicates(work: &mut Work) {
-    let mut first: BTreeMap<(u32, u64), u32> = BTreeMap::new();
+/// Two slots for one block of one snapshot: that of its manifest counts, else one that no manifest has, else the first.
+pub(crate) fn duplicates(work: &mut Work) {
+    let mut kept: BTreeMap<(u32, u64), (u8, u32)> = BTreeMap::new();
     let mut free = Vec::new();
     for (&slot, e) in work.entries.iter() {
         if e.kind != SlotKind::Data || work.root.find(e.snapshot).is_none() {
             continue;
         }
-        let mine = work.claimed.get(&slot) == Some(&e.snapshot);
-        if let Some(place) = first.get_mut(&(e.snapshot, e.block)) {
-            free.push((if mine { std::mem::replace(place, slot) } else { slot }, *e));
+        let rank = match work.claimed.get(&slot) {
+            Some(id) if *id == e.snapshot => 0,
+            None => 1,
+            Some(_) => 2,
+        };
+        let this = (rank, slot);
+        if let Some(best) = kept.get_mut(&(e.snapshot, e.block)) {
+            let worse = this.max(*best);
+            *best = this.min(*best);
+            free.push((worse, *e));
         } else {
-            first.insert((e.snapshot, e.block), slot);
+            kept.insert((e.snapshot, e.block), this);
         }
     }
-    for (slot, e) in free {
+    for ((rank, slot), e) in free {
         let words = format!("block {} of snapshot {} lies in two slots", e.block, e.snapshot);
-        let both = work.claimed.get(&slot) == Some(&e.snapshot);
-        if work.is_frozen(slot) || both {
+        if work.is_frozen(slot) || rank == 0 {
             work.warning(words, Remedy::Left("which of them counts is not certain".into()));
         } else {
             work.set_entry(slot, None);

@@ -21,6 +21,9 @@ use crate::medium::{read, Medium};
 use crate::report::{Fault, Remedy, Report};
 use crate::Options;
 
+/// A repair writes at most that many versions of anything.
+pub(crate) const VERSIONS: u64 = 2;
+
 const ANEW: &str = "format the region anew";
 
 /// Why nothing can be said of a region.
@@ -71,7 +74,7 @@ pub(crate) struct Work {
     pub(crate) damaged: BTreeSet<u32>,
     /// Snapshots whose images, and those of all older ones, cannot be relied on.
     pub(crate) images_lost: Option<u32>,
-    /// Numbers are used up: nothing may be written.
+    /// Numbers are used up, or would be: nothing may be written.
     pub(crate) exhausted: bool,
     /// How it was found.
     pub(crate) clean: bool,
@@ -167,8 +170,14 @@ impl Work {
         if let Err(e) = self.root.header.check_room() {
             self.exhausted(&e);
         }
+        let mut header = self.root.header;
+        header.seq = header.seq.saturating_add(VERSIONS);
+        header.next_op = header.next_op.saturating_add(OP_RESERVE);
+        header.next_snapshot = header.next_snapshot.saturating_add(2);
+        self.exhausted |= header.check_room().is_err();
     }
 
+    /// The numbers of something have come too far.
     pub(crate) fn exhausted(&mut self, e: &FormatError) {
         self.exhausted = true;
         self.error(e.to_string(), Remedy::Left(ANEW.into()));

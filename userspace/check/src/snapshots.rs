@@ -24,11 +24,7 @@ pub(crate) struct Page {
 }
 
 /// Reads all manifests; those that are damaged are rebuilt, or left out.
-pub(crate) fn manifests(
-    work: &mut Work,
-    medium: &dyn Medium,
-    watch: Watch<'_>,
-) -> Vec<Manifest> {
+pub(crate) fn manifests(work: &mut Work, medium: &dyn Medium, watch: Watch<'_>) -> Vec<Manifest> {
     let mut out = Vec::new();
     let records: Vec<SnapshotRecord> = work.root.iter().copied().collect();
     for (n, record) in (0..).zip(&records) {
@@ -93,7 +89,8 @@ fn claim(work: &mut Work, id: u32, chunks: &[Chunk], pages: &[Page]) {
         if other != id {
             work.damaged.insert(other);
         }
-        let words = format!("snapshot {id}: slot {slot} is in the manifest of snapshot {other}, too");
+        let words =
+            format!("snapshot {id}: slot {slot} is in the manifest of snapshot {other}, too");
         work.damage(id, words);
     }
     for (no, page) in (0u64..).zip(pages) {

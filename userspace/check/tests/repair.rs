@@ -77,10 +77,8 @@ fn look(medium: &Memory, options: Options) -> Result<Checked, Refused> {
 }
 
 fn faults(bytes: &[u8], options: Options) -> Vec<Fault> {
-    look(&Memory::new(bytes), options).map_or_else(
-        |refused| panic!("refused: {refused}"),
-        |checked| checked.report.faults,
-    )
+    look(&Memory::new(bytes), options)
+        .map_or_else(|refused| panic!("refused: {refused}"), |checked| checked.report.faults)
 }
 
 /// What a repair does, and what it leaves.
@@ -156,7 +154,12 @@ impl Good {
     }
 
     /// Changes the current root in place.
-    fn root(&mut self, change: impl FnOnce(&mut presnap_engine::region::Root<Vec<presnap_engine::region::SnapshotRecord>>)) {
+    fn root(
+        &mut self,
+        change: impl FnOnce(
+            &mut presnap_engine::region::Root<Vec<presnap_engine::region::SnapshotRecord>>,
+        ),
+    ) {
         change(&mut self.r.root);
         let mut bytes = vec![0; ROOT_BYTES];
         self.r.root.encode_into(bytes.first_chunk_mut().expect("32 KiB"));
@@ -174,7 +177,8 @@ impl Good {
     }
 
     fn noise(mut self, block: u64, blocks: usize) -> Self {
-        fastrand::Rng::with_seed(block).fill(&mut self.bytes[block as usize * BLOCK..][..blocks * BLOCK]);
+        fastrand::Rng::with_seed(block)
+            .fill(&mut self.bytes[block as usize * BLOCK..][..blocks * BLOCK]);
         self
     }
 
@@ -199,9 +203,8 @@ impl Good {
     }
 
     fn slot_of(&self, snapshot: u32, block: u64) -> u32 {
-        let mine = |e: &IndexEntry| {
-            e.kind == SlotKind::Data && e.snapshot == snapshot && e.block == block
-        };
+        let mine =
+            |e: &IndexEntry| e.kind == SlotKind::Data && e.snapshot == snapshot && e.block == block;
         *self.r.entries.iter().find(|(_, e)| mine(e)).expect("the block is there").0
     }
 
@@ -261,7 +264,7 @@ fn cases() -> Vec<Case> {
     let images = Good::with_image;
     let deltas = Good::without_image;
     let l = images().r.layout;
-    let (now, old) = (images().r.root_copy, images().r.root_copy.other());
+    let old = images().r.root_copy.other();
     let newest = images().r.index_copies[&0];
     let clean = ROOT_CLEAN;
     let full = ROOT_CLEAN | ROOT_FULL_NEEDED;
@@ -283,13 +286,27 @@ fn cases() -> Vec<Case> {
         put(&mut region.bytes, at, &block);
         case("superblocks that differ", region, "two valid copies that differ", true, clean, &[]);
     }
-    case("older root", images().flip(l.root_block(old), 9000), "root has a wrong", true, clean, &[]);
+    case(
+        "older root",
+        images().flip(l.root_block(old), 9000),
+        "root has a wrong",
+        true,
+        clean,
+        &[],
+    );
     let region = images().crashed().flip(l.root_block(old), 9000);
     case("older root after a crash", region, "root has a wrong checksum", true, 0, &[]);
     let mut region = images().flip(l.root_block(old), 9000);
     region.map(Copy2::B, 2, 5, 0);
     region.log(6, 3);
-    case("the mark of an opening", region, "root has a wrong checksum", true, ROOT_AFTER_CRASH, &[]);
+    case(
+        "the mark of an opening",
+        region,
+        "root has a wrong checksum",
+        true,
+        ROOT_AFTER_CRASH,
+        &[],
+    );
     for byte in [30, 2000] {
         let region = images().flip(l.index_copy_block(0, newest.other()), byte);
         case("older index", region, "index block has", true, clean, &[]);
@@ -359,7 +376,6 @@ fn cases() -> Vec<Case> {
     let mut region = images();
     region.root(|root| root.find_mut(3).expect("one").state = SnapshotState::Open);
     case("one that is not sealed", region, "snapshot 3 is open", true, full, &[3]);
-    let _ = now;
     out
 }
 
@@ -499,9 +515,8 @@ fn random_damage() {
             let Ok(r) = recover(&forged.bytes[..]) else { continue };
             // It was accepted: it still is, and what was good is there.
             let kept = contents(&after);
-            let dropped = |id: u32| {
-                before.iter().any(|f| f.what.contains(&format!("snapshot {id}")))
-            };
+            let dropped =
+                |id: u32| before.iter().any(|f| f.what.contains(&format!("snapshot {id}")));
             for (id, content) in contents(&forged.bytes) {
                 let same = kept.get(&id) == Some(&content);
                 assert!(same || dropped(id), "{what}: snapshot {id} is another; {before:?}");

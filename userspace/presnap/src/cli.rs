@@ -20,7 +20,8 @@ use crate::commands as c;
 ///   presnap send data 1 | ssh replica presnap receive /dev/vg/copy
 ///
 /// DEV is the name of a presnap device, /dev/mapper/NAME or /dev/dm-N; list, show, send and check also take the region
-/// of a device that does not run. Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.
+/// of a device that does not run. Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage; `check --repair`
+/// has more.
 #[derive(Parser)]
 #[command(name = "presnap", version, propagate_version = true, max_term_width = 100)]
 #[command(verbatim_doc_comment)]

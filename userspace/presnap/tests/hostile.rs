@@ -144,7 +144,16 @@ fn regions() {
         };
         accepted += 1;
         assert!(list, "{what}: it is not listed");
+        // One in ten is repaired, and is no worse for it.
         let bad = r.damaged(bytes);
+        if seed % 10 == 0 {
+            let o = presnap(&["check", &name, "--data", "--repair"]);
+            assert!(matches!(o.status.code(), Some(0 | 1 | 4)), "{what}: {}", stderr(&o));
+            let after = std::fs::read(&image.path).expect("read");
+            let now = recover(&after[..]).unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert_eq!(now.damaged(&after[..]), bad, "{what}");
+            std::fs::write(&image.path, bytes).expect("written");
+        }
         assert!(bad.is_empty() || !check, "{what}: {bad:?} are damaged, and check is content");
         damaged += u32::from(!bad.is_empty());
         let newest = r.root.newest().map_or(1, |s| s.id);

@@ -195,3 +195,73 @@ fn open_checks_the_pair() {
     let o = presnap(&["open", "a/b", origin, region]);
     assert_eq!(o.status.code(), Some(2), "{}", stderr(&o));
 }
+
+fn repair(region: &str, more: &[&str], status: i32) -> String {
+    let mut args = vec!["check", "--data", "--repair", region];
+    args.extend(more);
+    let o = presnap(&args);
+    assert_eq!(o.status.code(), Some(status), "{}{}", common::stdout(&o), stderr(&o));
+    common::stdout(&o) + &stderr(&o)
+}
+
+#[test]
+fn repair_makes_whole_what_can_be() {
+    let mut w = World::new(512, 8);
+    for id in 1..=2 {
+        let changes = w.random_changes(60 + u64::from(id));
+        w.snapshot(id - 1, &changes);
+    }
+    let (layout, newest) = (w.layout(), w.newest());
+    let region = path(&w.region);
+    let sound = std::fs::read(&w.region).expect("read");
+    assert!(repair(region, &[], 0).contains("sound"));
+    assert_eq!(std::fs::read(&w.region).expect("read"), sound, "written without a fault");
+    let (full, delta) = (w.full(2), w.delta(2, 1));
+    w.damage(layout.superblock_block(Copy2::A), 40);
+    w.damage(layout.root_block(newest.other()), 5000);
+    w.damage(layout.index_copy_block(0, newest.other()), 60);
+    let before = std::fs::read(&w.region).expect("read");
+    let words = ok(presnap(&["check", "--data", region]));
+    assert_eq!(words.matches("--repair:").count(), 3, "{words}");
+    assert_eq!(std::fs::read(&w.region).expect("read"), before, "written by a check");
+    let words = repair(region, &[], 1);
+    assert_eq!(words.matches("repaired:").count(), 3, "{words}");
+    assert!(!ok(presnap(&["check", "--data", region])).contains("warning"));
+    assert!(w.full(2) == full && w.delta(2, 1) == delta, "another content");
+    // In use, even if only by us.
+    let file = std::fs::File::open(&w.region).expect("open");
+    assert!(presnap_blockio::try_lock(&file).expect("flock"));
+    assert!(repair(region, &[], 8).contains("in use"));
+}
+
+#[test]
+fn what_is_lost_goes_only_when_told() {
+    let mut w = World::new(512, 9);
+    w.snapshot(0, &[Change::Data(7, vec![1; 30 * BLOCK])]);
+    w.snapshot(1, &[Change::Data(9, vec![2; 2 * BLOCK])]);
+    w.snapshot(2, &[Change::Data(11, vec![3; 2 * BLOCK])]);
+    let region = path(&w.region);
+    let delta = w.delta(3, 2);
+    w.damage(w.layout().slot_block(w.slot_of(2, 9)), 100);
+    let before = std::fs::read(&w.region).expect("read");
+    let words = repair(region, &[], 4);
+    assert!(words.contains("images of 1, 2 are wrong, too"), "{words}");
+    assert!(words.contains("1 faults are left"), "{words}");
+    assert_eq!(std::fs::read(&w.region).expect("read"), before);
+    assert_eq!(presnap(&["check", region, "--drop-damaged"]).status.code(), Some(2));
+    let words = repair(region, &["--drop-damaged", "--json"], 1);
+    let report = json(&words);
+    let how = report["faults"][0]["remedy"]["repair"].as_str().expect("repaired");
+    assert_eq!(how, "snapshot 2 removed, the images of 1, 2 given up");
+    let list = json(&ok(presnap(&["list", region, "--json"])));
+    let ids: Vec<_> = list.as_array().expect("a list").iter().map(|s| s["id"].as_u64()).collect();
+    assert_eq!(ids, [Some(1), Some(3)], "{list}");
+    assert!(w.delta(3, 2) == delta);
+    refused(presnap(&["send", region, "3", "--base", "1"]), "needs snapshot 2");
+    // Without anything to go by, nothing is made up.
+    for copy in [Copy2::A, Copy2::B] {
+        w.damage(w.layout().root_block(copy), 300);
+    }
+    assert!(repair(region, &[], 4).contains("nothing to repair it from"));
+    assert!(repair("/nonexistent", &[], 8).contains("/nonexistent"));
+}

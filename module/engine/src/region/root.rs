@@ -26,6 +26,9 @@ const HEADER_BYTES: usize = ROOT_BYTES - MAX_SNAPSHOTS * SNAPSHOT_BYTES;
 /// Offset of the checksum.
 const CRC_AT: usize = 12;
 
+/// Operation numbers reserved ahead: after a crash, numbering goes on behind them.
+pub const OP_RESERVE: u64 = 1 << 40;
+
 /// Root flag: the target was shut down in order, all that was in memory is on disk.
 pub const ROOT_CLEAN: u32 = 1;
 /// Root flag: the changes since the last snapshot are not known, the next replication must be full.

@@ -5,9 +5,12 @@
 //! An input is a list of changes: a unit of the region (a superblock, a root, ...), an offset, a byte that says how wide
 //! the value is and what is put right after it, and the value. Another structure of the region is another [`Unit`].
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::OnceLock;
 
+use presnap_check::{check, Fault, Medium, Options};
 use presnap_engine::manifest::chain_crc;
 use presnap_engine::region::root::{MAX_SNAPSHOTS, ROOT_BYTES, SNAPSHOT_BYTES};
 use presnap_engine::region::{Copy2, IndexEntry};
@@ -153,6 +156,65 @@ fn sound(region: &Changed, r: &Recovered) {
     assert!(damaged.iter().all(|&id| r.root.find(id).is_some()));
 }
 
+/// The changed region, to be written to.
+struct Disk<'a> {
+    region: &'a Changed,
+    written: RefCell<BTreeMap<u64, Vec<u8>>>,
+}
+
+impl Medium for Disk<'_> {
+    fn blocks(&self) -> u64 {
+        self.region.count()
+    }
+
+    fn read(&self, block: u64, out: &mut [u8]) -> io::Result<()> {
+        let written = self.written.borrow();
+        for (no, place) in (block..).zip(out.chunks_exact_mut(BLOCK)) {
+            let bytes = written.get(&no).map(Vec::as_slice).or_else(|| self.region.block(no));
+            place.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        }
+        Ok(())
+    }
+
+    fn write(&self, block: u64, data: &[u8]) -> io::Result<()> {
+        let blocks = data.chunks_exact(BLOCK).map(<[u8]>::to_vec);
+        self.written.borrow_mut().extend((block..).zip(blocks));
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a repair must do: nothing if there is nothing to repair; once is enough; and what was accepted still is, with
+/// the snapshots that were good.
+fn repair(region: &Changed, accepted: bool, drop_damaged: bool) {
+    let disk = Disk { region, written: RefCell::default() };
+    let options = Options { data: true, drop_damaged, live: false };
+    let look = |disk: &Disk<'_>| check(disk, options, &mut |_, _, _| {});
+    let Ok(checked) = look(&disk) else {
+        assert!(!accepted, "refused by the check alone");
+        return;
+    };
+    let faults = checked.report.faults.clone();
+    checked.repair(&disk).expect("memory does not fail");
+    let written = !disk.written.borrow().is_empty();
+    assert_eq!(written, faults.iter().any(Fault::repairable), "{faults:?}");
+    let again = look(&disk).map(|checked| checked.report.faults).unwrap_or_else(|e| panic!("{e}"));
+    assert!(!again.iter().any(Fault::repairable), "{faults:?} then {again:?}");
+    if !accepted || !written {
+        return;
+    }
+    let mut blocks = region.blocks.clone();
+    blocks.extend(disk.written.into_inner());
+    let after = Changed { good: region.good, blocks };
+    let now = recover(&after).unwrap_or_else(|e| panic!("{e} after the repair of {faults:?}"));
+    let before = recover(region).expect("it was accepted");
+    let (bad, bad_now) = (before.damaged(region), now.damaged(&after));
+    assert!(bad_now.iter().all(|id| bad.contains(id)), "{bad:?} then {bad_now:?}: {faults:?}");
+}
+
 pub(crate) fn run(data: &[u8]) {
     let mut region = Changed { good: good(), blocks: BTreeMap::new() };
     let mut input = Input::new(data);
@@ -162,7 +224,11 @@ pub(crate) fn run(data: &[u8]) {
         }
         region.change(&mut input);
     }
-    match recover(&region) {
+    let accepted = recover(&region);
+    for drop_damaged in [false, true] {
+        repair(&region, accepted.is_ok(), drop_damaged);
+    }
+    match accepted {
         Ok(r) => {
             sound(&region, &r);
             if r.root.header.check_room().is_ok() {

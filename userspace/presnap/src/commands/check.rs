@@ -97,8 +97,7 @@ impl Args {
         }
         let path = region_of(&source)?;
         let mode = Mode { direct: true, ..Mode::default() };
-        let file =
-            presnap_blockio::open(&path, mode).with_context(|| format!("region {name}"))?;
+        let file = presnap_blockio::open(&path, mode).with_context(|| format!("region {name}"))?;
         let device = Device::new(file).with_context(|| format!("region {name}"))?;
         let checked = self.look(&device, live).with_context(|| format!("region {name}"))?;
         let bad = checked.report.faults.iter().filter(|f| f.error).count();
