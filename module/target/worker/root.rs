@@ -11,7 +11,9 @@ use presnap_abi::io::{Client, Durability, Transfer};
 use presnap_abi::thread::Wake;
 use presnap_engine::freeze::{Event, Phase};
 use presnap_engine::geometry::BLOCK_SECTORS;
-use presnap_engine::region::root::{ROOT_AFTER_CRASH, ROOT_BYTES, ROOT_CLEAN, ROOT_FULL_NEEDED};
+use presnap_engine::region::root::{
+    OP_RESERVE, ROOT_AFTER_CRASH, ROOT_BYTES, ROOT_CLEAN, ROOT_FULL_NEEDED,
+};
 use presnap_engine::region::Copy2;
 
 /// See the module.

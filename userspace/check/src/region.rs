@@ -273,6 +273,7 @@ impl Work {
         for id in std::mem::take(&mut self.damaged) {
             self.root.remove(id);
             self.root_changed = true;
+            self.claimed.retain(|_, claimer| *claimer != id);
             self.images_lost = self.images_lost.max(Some(id));
         }
         let Some(lost) = self.images_lost else { return };

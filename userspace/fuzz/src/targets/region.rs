@@ -248,6 +248,9 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         out.push(vec![unit, 40, 0, 0x40, 1]);
         out.push(vec![unit, 16, 0, 0x83, 9, 9, 9, 9, 9, 9, 9, 9]);
     }
+    // A snapshot that is dropped, and a slot that two say is theirs.
+    let both = [9, 255, 1, 131, 9, 9, 9, 9, 9, 9, 9, 9, 15, 40, 0, 64, 1, 1, 40, 0, 64, 0];
+    out.push([&both[..], &[191, 40, 0, 64, 3]].concat());
     out.push([&[0, 48, 0, 3, 255, 0, 0, 0, 0, 0, 0, 0][..], &[1, 40, 0, 3, 0, 1, 0, 0]].concat());
     out
 }
