@@ -24,6 +24,7 @@ use crate::Options;
 /// A repair writes at most that many versions of anything.
 pub(crate) const VERSIONS: u64 = 2;
 
+const DIFFER: presnap_engine::region::Fault = presnap_engine::region::Fault::Copies;
 const ANEW: &str = "format the region anew";
 
 /// Why nothing can be said of a region.
@@ -99,7 +100,8 @@ impl Work {
             superblocks.push(Write { block, bytes });
             faults.push(Fault {
                 what: format!("{fault} (copy at block {block})"),
-                error: false,
+                // As A counts, nobody opens the region if that is the wrong one.
+                error: copy == Copy2::A && fault.fault == DIFFER,
                 remedy: Remedy::Repair("rewritten from the other copy".into()),
             });
         }
