@@ -129,7 +129,7 @@ pub(crate) fn open(
 /// Not inlined: the kernel's own code for it has overflow checks, so it is among the few known in `scripts/panics`.
 #[inline(never)]
 fn make_room<T>(values: &mut KVec<T>) -> Result {
-    Ok(values.reserve(1, GFP_KERNEL)?)
+    values.reserve(1, GFP_KERNEL).map_err(|_| ENOMEM)
 }
 
 /// The device whose mapped device or region has this number.
