@@ -249,11 +249,6 @@ fn bad_other(work: &mut Work, slot: u32, entry: &IndexEntry, crc: u32) {
     } else if !needed {
         work.set_entry(slot, None);
         work.warning(words, Remedy::Repair(format!("{free}: nobody reads it")));
-    } else if !work.clean {
-        // A guard writes data and entry at the same time, and lets its writer go when both are durable.
-        work.set_entry(slot, None);
-        let why = "a write that was cut off, the origin has the block still";
-        work.warning(words, Remedy::Repair(format!("{free}: {why}")));
     } else if let Some(images) = work.lose_images(entry.snapshot) {
         work.set_entry(slot, None);
         work.error(words, Remedy::Repair(format!("{free}{images}")));

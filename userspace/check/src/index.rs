@@ -2,6 +2,7 @@
 
 //! The index: which copy of each block counts, and whether it can be relied on.
 
+use presnap_engine::crc32c::crc32c;
 use presnap_engine::region::index::{INDEX_BYTES, INDEX_ENTRIES};
 use presnap_engine::region::{
     Copy2, FormatError, IndexBlock, IndexEntry, IndexPick, Limits, SlotKind,
@@ -51,11 +52,27 @@ pub(crate) fn check(work: &mut Work, medium: &dyn Medium, watch: Watch<'_>) -> R
         no += run;
         watch("index block", no.into(), work.layout.index_blocks.into());
     }
+    settle_unconfirmed(work, medium);
     let base = work.root.header.base_id;
     let page = |e: &&IndexEntry| e.kind == SlotKind::Dirty && e.snapshot > base;
     let pages = work.entries.values().filter(page).count();
     work.note_found(work.entries.len() as u64, pages as u64);
     Ok(())
+}
+
+/// Entries that were written with their data count if that is there; if not, the origin has the block still. That is no
+/// fault; the next version of the index block will say it.
+fn settle_unconfirmed(work: &mut Work, medium: &dyn Medium) {
+    let unconfirmed = |e: &IndexEntry| e.kind == SlotKind::Unconfirmed;
+    let doubted: Vec<(u32, IndexEntry)> =
+        work.entries.iter().filter(|(_, e)| unconfirmed(e)).map(|(slot, e)| (*slot, *e)).collect();
+    for (slot, e) in doubted {
+        if crc32c(0, &read(medium, work.layout.slot_block(slot), 1)) == e.crc {
+            work.entries.insert(slot, IndexEntry { kind: SlotKind::Data, ..e });
+        } else {
+            work.entries.remove(&slot);
+        }
+    }
 }
 
 fn check_block(work: &mut Work, no: u32, a: &[u8], b: &[u8], limits: &Limits) -> IndexState {

@@ -59,7 +59,7 @@ pub fn check(medium: &dyn Medium, options: Options, watch: Watch<'_>) -> Result<
     intent::check(&mut work, medium)?;
     index::check(&mut work, medium, watch)?;
     let manifests = snapshots::manifests(&mut work, medium, watch);
-    orphans::duplicates(&mut work);
+    orphans::duplicates(&mut work, medium);
     content::check(&mut work, medium, &manifests, watch);
     orphans::check(&mut work, medium);
     orphans::dirty_pages(&mut work, medium);

@@ -80,26 +80,32 @@ fn adopt(work: &mut Work, medium: &dyn Medium, blocks: BTreeMap<u64, Vec<(u32, u
     }
 }
 
-/// Two slots for one block of one snapshot: that of its manifest counts, else one that no manifest has, else the first.
-pub(crate) fn duplicates(work: &mut Work) {
-    let mut kept: BTreeMap<(u32, u64), (u8, u32)> = BTreeMap::new();
+/// Two slots for one block of one snapshot: that of its manifest counts, else one with the right checksum, and rather one
+/// that no manifest has; else the first.
+pub(crate) fn duplicates(work: &mut Work, medium: &dyn Medium) {
+    let mut kept: BTreeMap<(u32, u64), u32> = BTreeMap::new();
     let mut free = Vec::new();
     for (&slot, e) in work.entries.iter() {
         if e.kind != SlotKind::Data || work.root.find(e.snapshot).is_none() {
             continue;
         }
-        let rank = match work.claimed.get(&slot) {
-            Some(id) if *id == e.snapshot => 0,
-            None => 1,
-            Some(_) => 2,
+        let rank = |slot: u32| {
+            let wrong = || {
+                let crc = work.entries.get(&slot).map(|e| e.crc);
+                Some(crc32c(0, &read(medium, work.layout.slot_block(slot), 1))) != crc
+            };
+            match work.claimed.get(&slot) {
+                Some(id) if *id == e.snapshot => (0, slot),
+                None => (1 + 2 * u8::from(wrong()), slot),
+                Some(_) => (2 + 2 * u8::from(wrong()), slot),
+            }
         };
-        let this = (rank, slot);
         if let Some(best) = kept.get_mut(&(e.snapshot, e.block)) {
-            let worse = this.max(*best);
-            *best = this.min(*best);
-            free.push((worse, *e));
+            let (this, other) = (rank(slot), rank(*best));
+            *best = this.min(other).1;
+            free.push((this.max(other), *e));
         } else {
-            kept.insert((e.snapshot, e.block), this);
+            kept.insert((e.snapshot, e.block), slot);
         }
     }
     for ((rank, slot), e) in free {

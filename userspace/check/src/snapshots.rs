@@ -121,7 +121,7 @@ pub(crate) fn words_of(entry: Option<IndexEntry>) -> String {
         None => "it is free".into(),
         Some(e) => {
             let what = match e.kind {
-                SlotKind::Data | SlotKind::Free => "block",
+                SlotKind::Data | SlotKind::Unconfirmed | SlotKind::Free => "block",
                 SlotKind::Manifest => "manifest page",
                 SlotKind::Dirty => "page of the dirty map",
             };
