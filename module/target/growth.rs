@@ -105,7 +105,7 @@ impl Growth {
         let mut pieces = KVVec::with_capacity(added, GFP_KERNEL)?;
         for _ in 0..added {
             let piece = KVVec::from_elem(SlotEntry::ZERO, SEGMENT_SLOTS as usize, GFP_KERNEL)?;
-            pieces.push(piece, GFP_KERNEL)?;
+            pieces.push_within_capacity(piece).map_err(|_| ENOMEM)?;
         }
         let index_blocks = layout.index_blocks.into();
         let map = || block_map(index_blocks);

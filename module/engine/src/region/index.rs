@@ -138,8 +138,10 @@ impl UnconfirmedSlots {
         self,
         entries: impl Iterator<Item = IndexEntry>,
     ) -> impl Iterator<Item = IndexEntry> {
-        let mut bits =
-            self.mask.into_iter().flat_map(|word| (0..u64::BITS).map(move |i| word >> i));
+        let mut bits = self
+            .mask
+            .into_iter()
+            .flat_map(|word| (0..u64::BITS).map(move |i| word.wrapping_shr(i)));
         entries.map(move |entry| match (entry.kind, bits.next().unwrap_or(0) & 1) {
             (SlotKind::Data, 1) => IndexEntry { kind: SlotKind::Unconfirmed, ..entry },
             _ => entry,
