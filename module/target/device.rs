@@ -438,6 +438,7 @@ pub(crate) struct Parts {
 
 impl Device {
     /// Makes a device. Sleeps.
+    #[inline(never)]
     pub(crate) fn new(parts: Parts, knobs: Knobs) -> Result<Arc<Self>> {
         let gate = Gate::new(array_with(GATE_SHARDS, Shard::new)?).ok_or(EINVAL)?;
         let tracker = WriteTracker::new(array_with(TRACK_SLOTS, TrackSlot::new)?).ok_or(EINVAL)?;

@@ -390,6 +390,9 @@ fn forget_unsealed(region: BlockDevice, root: &mut RootTable) {
 }
 
 /// Reads a region and checks that it belongs to the origin. Sleeps.
+///
+/// Not inlined: its caller goes on to what takes stack of its own.
+#[inline(never)]
 pub(crate) fn open(
     ctor: &mut Constructor<'_>,
     origin: BlockDevice,

@@ -5,7 +5,7 @@
 use crate::device::{Device, Guard};
 use crate::knobs::Knobs;
 use crate::region::{self, image_is_live};
-use crate::worker::Worker;
+use crate::worker::{Found, Worker};
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -114,7 +114,7 @@ pub(crate) fn open(
     let mut users = KVec::with_capacity(1, GFP_KERNEL)?;
     users.push_within_capacity(md.number()).map_err(|_| ENOMEM)?;
     make_room(&mut entries)?;
-    let worker = KBox::new(Worker::new(&device, found)?, GFP_KERNEL)?;
+    let worker = make_worker(&device, found)?;
     // Only now: what has failed so far has left the region as it was.
     mark.set(&device).inspect_err(|_| ctor.error(c"Cannot write to the region device"))?;
     let worker = Thread::spawn(c"presnap", device.wake.clone(), worker)
@@ -122,6 +122,12 @@ pub(crate) fn open(
     let entry = Entry { device: device.clone(), users, _worker: worker };
     entries.push_within_capacity(entry).map_err(|_| ENOMEM)?;
     Ok(User { device, md: md.clone(), features: *features })
+}
+
+/// Not inlined: what is made here is large before it is on the heap, and the caller's stack is not for all of it at once.
+#[inline(never)]
+fn make_worker(device: &Arc<Device>, found: Found) -> Result<KBox<Worker>> {
+    Ok(KBox::new(Worker::new(device, found)?, GFP_KERNEL)?)
 }
 
 /// Makes room for one more. Sleeps.
