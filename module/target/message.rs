@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use presnap_abi::clock::monotonic_ns;
 use presnap_abi::dm::{Args, Text};
-use presnap_engine::freeze::FreezeBudget;
+use presnap_engine::freeze::{FreezeBudget, Phase};
 use presnap_engine::message::Message;
 use presnap_engine::region::root::MAX_SNAPSHOTS;
 use presnap_engine::region::{Scope, SnapshotRecord};
@@ -179,11 +179,16 @@ impl Device {
             let slots = self.slots.lock();
             (slots.used(), slots.total())
         };
-        let active = self.control.try_lock().and_then(|c| c.active.map(|a| (a.0.id, a.1)));
-        let (count, newest) = self.root.try_lock().map_or((0, 0), |root| {
+        let (active, count, newest) = {
+            // Both are held for moments only, never across I/O.
+            let control = self.control.lock();
+            let asked = control.request.map(|r| (r.id, Phase::Idle));
+            let active = asked.or(control.active.map(|a| (a.0.id, a.1)));
+            let root = self.root.lock();
             let sealed = root.iter().filter(|r| active.is_none_or(|(id, _)| id != r.id));
-            sealed.fold((0u32, 0), |(n, _), r| (n.saturating_add(1), r.id))
-        });
+            let (count, newest) = sealed.fold((0u32, 0), |(n, _), r| (n.saturating_add(1), r.id));
+            (active, count, newest)
+        };
         let op = self.op.load(Ordering::Relaxed);
         let dirty = self.generations.dirty().count();
         write!(out, "{used}/{total} {op} {dirty} {count} {newest} ")?;

@@ -83,8 +83,8 @@ impl Phase {
     /// The word shown to users.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Idle => "idle",
-            Self::Pending { .. } => "pending",
+            // Of a snapshot, the first says that its request has not been looked at.
+            Self::Idle | Self::Pending { .. } => "pending",
             Self::Committing | Self::Holding | Self::FinalCopy { .. } => "freezing",
             Self::Draining => "draining",
             Self::Manifest | Self::Sealing => "sealing",
