@@ -210,6 +210,9 @@ pub(crate) fn content(device: &File, bytes: u64) -> Result<Option<String>> {
     Ok(None)
 }
 
+/// So many blocks at the end may hold the signature of something else.
+const END_BLOCKS: u64 = 32;
+
 /// Writes everything: first zeroes over the metadata, superblocks last, so that a region is whole or none.
 fn write(region: &File, superblock: &Superblock, layout: &Layout) -> Result<()> {
     let mut progress = output::Progress::new(false);
@@ -218,6 +221,8 @@ fn write(region: &File, superblock: &Superblock, layout: &Layout) -> Result<()> 
         region.write_all_at(&zeroes, first * u64::from(BLOCK_BYTES))
     };
     clear(0, SEGMENTS_START_BLOCK)?;
+    // What was there before may have left a signature at the end, too.
+    clear(layout.region_blocks.saturating_sub(END_BLOCKS), END_BLOCKS)?;
     let mut index_no = 0;
     while index_no < layout.index_blocks {
         let run = layout.index_run(index_no);
