@@ -360,7 +360,7 @@ pub(crate) struct Device {
     /// A write waits for a view's read.
     view_waited_for: AtomicBool,
     /// How often images were lost: a view made before the last time is not valid any more.
-    pub(crate) images_lost: AtomicU64,
+    images_lost: AtomicU64,
     /// Last operation number given.
     pub(crate) op: AtomicU64,
     pub(crate) generations: Generations,
@@ -414,6 +414,9 @@ pub(crate) struct Device {
     /// The mapped device of the live table, to raise events on.
     #[pin]
     pub(crate) events: Mutex<Option<Arc<MappedDevice>>>,
+    /// The mapped devices of the views.
+    #[pin]
+    pub(crate) view_events: Mutex<KVec<Arc<MappedDevice>>>,
     #[pin]
     pub(crate) mirrors: MirrorPool,
 }
@@ -501,6 +504,7 @@ impl Device {
                 control <- new_mutex!(Control::new(), "presnap::control"),
                 models <- new_mutex!(models, "presnap::models"),
                 events <- new_mutex!(None, "presnap::events"),
+                view_events <- new_mutex!(KVec::new(), "presnap::view_events"),
                 mirrors <- MirrorPool::new(),
             }? Error),
             GFP_KERNEL,
@@ -602,6 +606,19 @@ impl Device {
     /// Something happened that a human, or whoever acts for one, should look at.
     pub(crate) fn raise_event(&self) {
         if let Some(md) = self.events.lock().as_ref() {
+            md.raise_event();
+        }
+    }
+
+    /// How often images were lost.
+    pub(crate) fn images_lost(&self) -> u64 {
+        self.images_lost.load(Ordering::Acquire)
+    }
+
+    /// All images there are now are lost: their views must not be read any more. Sleeps.
+    pub(crate) fn lose_images(&self) {
+        self.images_lost.fetch_add(1, Ordering::AcqRel);
+        for md in self.view_events.lock().iter() {
             md.raise_event();
         }
     }

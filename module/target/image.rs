@@ -15,7 +15,8 @@ use kernel::prelude::*;
 use kernel::sync::Arc;
 use presnap_abi::bio::{Op, Status};
 use presnap_abi::dm::{
-    self, Args, Constructor, DeviceNumber, Disposition, EndedBio, MapBio, StatusKind, Text,
+    self, Args, Constructor, DeviceNumber, Disposition, EndedBio, MapBio, MappedDevice, StatusKind,
+    Text,
 };
 use presnap_engine::geometry::{blocks_touched, BLOCK_SECTORS, BLOCK_SECTORS_SHIFT};
 use presnap_engine::region::{Layout, Scope};
@@ -48,13 +49,15 @@ impl Drop for Held {
     }
 }
 
-/// A view counted in `Device::views`.
+/// A view counted in `Device::views`, and told of events.
 struct Counted {
     device: Arc<Device>,
+    md: Arc<MappedDevice>,
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        self.device.view_events.lock().retain(|md| !Arc::ptr_eq(md, &self.md));
         self.device.views.fetch_sub(1, Ordering::SeqCst);
     }
 }
@@ -65,7 +68,7 @@ type PerBio = [u64; 4];
 impl Image {
     /// Whether the image can still be read.
     fn live(&self) -> bool {
-        self.device.images_lost.load(Ordering::Acquire) == self.images_lost
+        self.device.images_lost() == self.images_lost
     }
 
     /// How many of `sectors` sectors from `offset` lie in one piece, and where that begins: the
@@ -158,6 +161,8 @@ impl dm::Target for Image {
         }
         let held = Held { device, id };
         let device = &held.device;
+        // Before its scope: that of one that is lost is read after that.
+        let images_lost = device.images_lost();
         let scope = device.sealed(id).map(|r| r.scope);
         match scope {
             Some(Scope::Image) => {}
@@ -176,11 +181,12 @@ impl dm::Target for Image {
         let region = ctor.device_by_number(device.region.number(), false).inspect_err(|_| {
             ctor.error(c"Cannot get region device");
         })?;
-        let images_lost = device.images_lost.load(Ordering::Acquire);
         let device = device.clone();
+        let md = Arc::new(ctor.mapped_device(), GFP_KERNEL)?;
+        device.view_events.lock().push(md.clone(), GFP_KERNEL)?;
         // Counted before the first read: a writer that does not see the view finds its reads.
         device.views.fetch_add(1, Ordering::SeqCst);
-        let views = Counted { device: device.clone() };
+        let views = Counted { device: device.clone(), md };
         Ok(KBox::new(
             Self {
                 device,

@@ -112,6 +112,8 @@ impl dm::Target for Target {
         if let Err((why, _)) = self.device().grow() {
             self.md.with_name(|name| pr_warn!("{name}: the region does not grow: {why}\n"));
         }
+        // Who waits for events looks at the status again: with another table it may say something else.
+        self.md.raise_event();
     }
 
     fn postsuspend(&self) {

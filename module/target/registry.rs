@@ -72,7 +72,7 @@ impl Drop for User {
         });
         if last {
             // Nobody tells the views of what happens to the origin from here on.
-            self.device.images_lost.fetch_add(1, Ordering::AcqRel);
+            self.device.lose_images();
             // Stops the worker, which closes the region in order, while the devices are still open.
             // The list stays locked: nobody may open the region before that.
             drop(entries.remove(i));

@@ -236,7 +236,7 @@ impl Worker {
             lost
         };
         if lost > 0 {
-            self.dev.images_lost.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
+            self.dev.lose_images();
             pr_warn!(
                 "{}: the images of {lost} snapshots are lost: {}\n",
                 self.dev.region.number(),

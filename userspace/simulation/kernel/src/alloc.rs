@@ -123,6 +123,11 @@ impl<T> KVec<T> {
         Ok(())
     }
 
+    /// Keeps only the values that `f` wants.
+    pub fn retain(&mut self, f: impl FnMut(&mut T) -> bool) {
+        self.0.retain_mut(f);
+    }
+
     /// Drops all values.
     pub fn clear(&mut self) {
         self.0.clear();
