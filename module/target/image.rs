@@ -9,6 +9,8 @@
 use crate::device::{Device, Holder};
 use crate::registry;
 use crate::route::{areas_of, LONGEST_SECTORS};
+use crate::status::begin_measurement;
+use crate::words::refuse;
 use core::fmt::Write;
 use core::sync::atomic::{fence, Ordering};
 use kernel::prelude::*;
@@ -137,16 +139,16 @@ impl dm::Target for Image {
         }
         let id = args.get(1).and_then(parse_number).and_then(|n| u32::try_from(n).ok());
         let Some(id) = id.filter(|&id| id != 0) else {
-            ctor.error(c"Invalid snapshot id");
+            refuse(ctor, args, 1..2, c"Invalid snapshot id");
             return Err(EINVAL);
         };
         // Not opened: that would claim it, and it may be mounted. What a view needs to outlive it
         // are origin and region.
         let presnap = ctor.device_number(args, 0).inspect_err(|_| {
-            ctor.error(c"Cannot get presnap device");
+            refuse(ctor, args, 0..1, c"Cannot get presnap device");
         })?;
         let Some(device) = registry::find(presnap) else {
-            ctor.error(c"Not a presnap device");
+            refuse(ctor, args, 0..1, c"Not a presnap device");
             return Err(ENODEV);
         };
         let sectors = ctor.len();
@@ -167,11 +169,11 @@ impl dm::Target for Image {
         match scope {
             Some(Scope::Image) => {}
             Some(Scope::Delta) => {
-                ctor.error(c"The snapshot has scope delta: there is no image of it");
+                refuse(ctor, args, 1..2, c"The snapshot has scope delta: there is no image of it");
                 return Err(EINVAL);
             }
             None => {
-                ctor.error(c"There is no such snapshot");
+                refuse(ctor, args, 1..2, c"There is no such snapshot");
                 return Err(ENOENT);
             }
         }
@@ -242,11 +244,10 @@ impl dm::Target for Image {
         let _ = match kind {
             StatusKind::Info => write!(out, "{}", if self.live() { "ro" } else { "Invalid" }),
             StatusKind::Table => write!(out, "{} {}", self.presnap, self.id),
-            StatusKind::Ima => write!(
-                out,
-                "target_name=presnap-image,target_version=1.0.0,presnap_name={},id={};",
-                self.presnap, self.id
-            ),
+            StatusKind::Ima => begin_measurement::<Self>(out).and_then(|()| {
+                let valid = if self.live() { 'y' } else { 'n' };
+                write!(out, ",presnap_name={},id={},valid={valid};", self.presnap, self.id)
+            }),
         };
     }
 

@@ -21,6 +21,7 @@ mod registry;
 mod route;
 mod status;
 mod sysfs;
+mod words;
 mod worker;
 
 use kernel::prelude::*;
@@ -32,7 +33,7 @@ module! {
     authors: ["The presnap developers"],
     description: "device-mapper target presnap: snapshots with predictive pre-copy",
     license: "GPL v2",
-    alias: ["dm-presnap"],
+    alias: ["dm-presnap", "dm-presnap-image"],
 }
 
 /// The loaded module. Fields are dropped in order: first nobody can find a device, then none can

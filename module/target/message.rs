@@ -4,6 +4,7 @@
 
 use crate::device::{Device, Health, Holder, Request};
 use crate::presnap::Target;
+use crate::words::Words;
 use core::fmt::Write;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
@@ -18,7 +19,8 @@ impl Target {
     pub(crate) fn handle_message(&self, args: Args<'_>, out: &mut Text<'_>) -> Result {
         let words = (0..args.len()).filter_map(|i| args.get(i));
         let message = Message::parse(words).map_err(|why| {
-            self.md.with_name(|name| pr_warn!("{name}: {why}\n"));
+            let words = Words::all(args);
+            self.md.with_name(|name| pr_warn!("{name}: {why}: {}\n", format_args!("{words}")));
             EINVAL
         })?;
         let device = self.device();

@@ -6,6 +6,7 @@ use crate::device::Device;
 use crate::registry::{self, User};
 use crate::route::{PerBio, Route, LONGEST_SECTORS};
 use crate::sysfs;
+use crate::words::refuse;
 use kernel::new_mutex;
 use kernel::prelude::*;
 use kernel::sync::{Arc, Mutex};
@@ -49,7 +50,7 @@ impl dm::Target for Target {
         let features = match parse_features(words) {
             Ok(features) => features,
             Err(error) => {
-                ctor.error(error);
+                refuse(ctor, args, 2..args.len(), error);
                 return Err(EINVAL);
             }
         };
@@ -59,10 +60,10 @@ impl dm::Target for Target {
             return Err(EINVAL);
         }
         let origin = ctor.device(args, 0, true).inspect_err(|_| {
-            ctor.error(c"Cannot get origin device");
+            refuse(ctor, args, 0..1, c"Cannot get origin device");
         })?;
         let region = ctor.device(args, 1, true).inspect_err(|_| {
-            ctor.error(c"Cannot get region device");
+            refuse(ctor, args, 1..2, c"Cannot get region device");
         })?;
         if origin.block().number() == region.block().number() {
             ctor.error(c"Region device cannot be the same as origin device");

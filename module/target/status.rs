@@ -5,22 +5,14 @@
 use crate::device::Health;
 use crate::presnap::Target;
 use core::fmt::Write;
-use presnap_abi::dm::{StatusKind, Text};
+use presnap_abi::dm::{self, StatusKind, Text};
 
 impl Target {
     pub(crate) fn write_status(&self, kind: StatusKind, out: &mut Text<'_>) -> core::fmt::Result {
         match kind {
             StatusKind::Info => self.device().write_info(out),
             StatusKind::Table => self.write_table(out),
-            StatusKind::Ima => {
-                let valid = if self.device().health() == Health::Invalid { 'n' } else { 'y' };
-                write!(
-                    out,
-                    "target_name=presnap,target_version=1.0.0,origin_name={},region_name={},valid={valid};",
-                    self.origin.block().number(),
-                    self.region.block().number()
-                )
-            }
+            StatusKind::Ima => self.write_measurement(out),
         }
     }
 
@@ -45,4 +37,24 @@ impl Target {
         }
         Ok(())
     }
+
+    fn write_measurement(&self, out: &mut Text<'_>) -> core::fmt::Result {
+        begin_measurement::<Self>(out)?;
+        let (origin, region) = (self.origin.block().number(), self.region.block().number());
+        write!(out, ",origin_name={origin},region_name={region}")?;
+        if let Some(scope) = self.features.scope {
+            write!(out, ",scope={}", scope.as_str())?;
+        }
+        if let Some(on_error) = self.features.on_error {
+            write!(out, ",on_error={}", on_error.as_str())?;
+        }
+        let valid = if self.device().health() == Health::Invalid { 'n' } else { 'y' };
+        write!(out, ",valid={valid};")
+    }
+}
+
+/// What every target's measurement by IMA begins with.
+pub(crate) fn begin_measurement<T: dm::Target>(out: &mut Text<'_>) -> core::fmt::Result {
+    let (name, [major, minor, patch]) = (T::NAME.to_str().unwrap_or("presnap"), T::VERSION);
+    write!(out, "target_name={name},target_version={major}.{minor}.{patch}")
 }

@@ -23,11 +23,13 @@ mod target {
     pub(crate) mod route;
     pub(crate) mod status;
     pub(crate) mod sysfs;
+    pub(crate) mod words;
     pub(crate) mod worker;
 }
 
 use target::{
-    device, growth, image, knobs, models, presnap, region, registry, route, sysfs, worker,
+    device, growth, image, knobs, models, presnap, region, registry, route, status, sysfs, words,
+    worker,
 };
 
 mod config;
