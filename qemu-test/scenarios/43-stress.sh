@@ -4,14 +4,14 @@
 # timeout: 900
 # What block devices are tested with: discards and zeroing of all sizes and alignments, storms of flushes, questions without a
 # pause, schedulers that change; suspends, reloads, refused sizes and removals under full I/O, with snapshots, staging and freezes
-# in flight; removal by force under writers. No write is lost, no image is wrong, nothing hangs. Argument: seconds of each part (8).
+# in flight; removal by force under writers. No write is lost, no image is wrong, nothing hangs. Argument: seconds of each part (5).
 . /presnap/lib.sh
 load
 O=$(serial_disk origin) R=$(serial_disk region)
 DISKS=("${O#/dev/}" "${R#/dev/}")
 N=$(sectors "$O")
 S=/sys/block/dm-0/presnap
-T=${1:-8}
+T=${1:-5}
 # ok WORDS...: with the time that it took
 _since=$(now_ms)
 ok() {
@@ -100,7 +100,7 @@ chmod +x /tmp/snap /tmp/view /tmp/done
 format
 create
 staging
-presnap-torture --device /dev/mapper/p --seconds "$T" --seed 5 --threads 8 --snapshots $((T / 2)) --lag 1 --snapshot-cmd /tmp/snap \
+presnap-torture --device /dev/mapper/p --seconds "$T" --seed 5 --threads 8 --snapshots $((T / 2 + 1)) --lag 1 --snapshot-cmd /tmp/snap \
 	--verify-cmd "/tmp/view {id}" --done-cmd "/tmp/done {id}" >/tmp/torture.log 2>&1 &
 torture=$!
 rm -f /tmp/stop
