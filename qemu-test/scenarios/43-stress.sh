@@ -109,9 +109,11 @@ switching=$!
 wait_for 20 sh -c "[ \$(cat $S/op) -gt 100 ]"
 declare -A did=()
 count() { did[$1]=$((${did[$1]:-0} + 1)); }
-RANDOM=7
+n=0
 while kill -0 $torture 2>/dev/null; do
-	case $((RANDOM % 8)) in
+	# Each in eight, in another order each time.
+	n=$((n + 1))
+	case $(((3 * n + n / 8) % 8)) in
 	0) dmsetup suspend p && sleep 0.05 && dmsetup resume p && count suspend ;;
 	1) dmsetup suspend --noflush --nolockfs p && sleep 0.05 && dmsetup resume p && count noflush ;;
 	2) dmsetup reload p --table "0 $N presnap $O $R 2 scope image" && dmsetup resume p && count reload ;;
