@@ -100,7 +100,7 @@ chmod +x /tmp/snap /tmp/view /tmp/done
 format
 create
 staging
-presnap-torture --device /dev/mapper/p --seconds "$T" --seed 5 --threads 8 --snapshots $((T / 2 + 1)) --lag 1 --snapshot-cmd /tmp/snap \
+presnap-torture --device /dev/mapper/p --seconds "$T" --seed 5 --threads 4 --snapshots $((T / 2 + 1)) --lag 1 --snapshot-cmd /tmp/snap \
 	--verify-cmd "/tmp/view {id}" --done-cmd "/tmp/done {id}" >/tmp/torture.log 2>&1 &
 torture=$!
 rm -f /tmp/stop
