@@ -59,7 +59,12 @@ struct Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.device.view_events.lock().retain(|md| !Arc::ptr_eq(md, &self.md));
+        {
+            let mut views = self.device.view_events.lock();
+            if let Some(i) = views.iter().position(|md| Arc::ptr_eq(md, &self.md)) {
+                let _ = views.remove(i);
+            }
+        }
         self.device.views.fetch_sub(1, Ordering::SeqCst);
     }
 }
