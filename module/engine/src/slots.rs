@@ -630,6 +630,21 @@ where
         entry.index_entry()
     }
 
+    /// Takes out what a slot holds; the slot is reserved then, until [`Self::free`]. Returns what it held.
+    ///
+    /// For content that counts until the index on disk is without it: nobody may write there before.
+    pub fn vacate(&mut self, slot: u32) -> Option<IndexEntry> {
+        let entry = *self.get(slot)?;
+        let held = entry.index_entry()?;
+        if entry.state == DATA {
+            self.chain_out(slot, entry.block());
+        }
+        if let Some(entry) = self.get_mut(slot) {
+            *entry = SlotEntry { state: RESERVED, ..SlotEntry::ZERO };
+        }
+        Some(held)
+    }
+
     /// Frees what a snapshot holds among the next `max_steps` slots from `cursor`, which moves on.
     ///
     /// Returns how many were freed. Done when the cursor has come to [`Self::total`].
@@ -685,6 +700,23 @@ mod tests {
     #[test]
     fn entry_is_small() {
         assert_eq!(size_of::<SlotEntry>(), 20);
+    }
+
+    #[test]
+    fn a_vacated_slot_is_not_used_again_before_it_is_free() {
+        let mut t = table(16);
+        let (slot, _) = t.alloc_run(1).unwrap();
+        t.insert(slot, 3, 7, SlotKind::Data, 9).unwrap();
+        assert_eq!(t.vacate(slot).map(|e| (e.block, e.snapshot, e.crc)), Some((7, 3, 9)));
+        assert_eq!(
+            (t.entry(slot), t.lookup(3, 7), t.vacate(slot), t.used()),
+            (None, None, None, 1)
+        );
+        assert_eq!(t.index_entries(0).filter(|e| *e != IndexEntry::FREE).count(), 0);
+        assert_eq!(t.alloc_run(16), Some((1, 15)));
+        assert_eq!((t.free(slot), t.used()), (None, 15));
+        assert_eq!(t.alloc_run(16), Some((slot, 1)));
+        assert_eq!(t.vacate(99), None);
     }
 
     #[test]

@@ -43,6 +43,8 @@ enum Clean {
     Writing { unit: u64, page: u64, slot: u32, crc: u32 },
     /// A page is written, its index entry not.
     Indexing { unit: u64, page: u64, slot: u32, wait: Option<(u32, u64)> },
+    /// The one before it, in this slot, still counts: the index on disk has it.
+    Retiring { unit: u64, page: u64, slot: u32, wait: Option<(u32, u64)> },
 }
 
 /// See the module.
@@ -106,7 +108,8 @@ impl IntentWriter {
 
     /// Whether a page of the dirty map is on its way.
     pub(super) fn page_busy(&self) -> bool {
-        matches!(self.clean, Clean::Writing { .. } | Clean::Indexing { .. })
+        use Clean::{Indexing, Retiring, Writing};
+        matches!(self.clean, Writing { .. } | Indexing { .. } | Retiring { .. })
     }
 
     /// Takes all away that can be.
@@ -231,6 +234,13 @@ impl Worker {
             {
                 self.page_durable(unit, page, slot);
             }
+            Clean::Retiring { unit, page, slot, wait }
+                if wait.is_none_or(|(index_no, seq)| self.index.durable(index_no, seq)) =>
+            {
+                self.progress = true;
+                self.dev.slots.lock().free(slot);
+                self.intent.clean = Clean::Pages { unit, page: page.saturating_add(1) };
+            }
             _ => {}
         }
     }
@@ -350,7 +360,7 @@ impl Worker {
             }
             Clean::Unit(unit) => self.begin_unit(unit),
             Clean::Pages { unit, page } => self.write_page_of(unit, page),
-            Clean::Writing { .. } | Clean::Indexing { .. } => {}
+            Clean::Writing { .. } | Clean::Indexing { .. } | Clean::Retiring { .. } => {}
         }
     }
 
@@ -505,11 +515,14 @@ impl Worker {
         self.progress = true;
         let place = self.intent.pages.get_mut(page as usize);
         let old = place.map_or(NO_SLOT, |place| core::mem::replace(place, slot));
-        if old != NO_SLOT {
-            self.dev.slots.lock().free(old);
-            self.index.mark(&self.dev.layout(), old, 1, false);
+        if old == NO_SLOT {
+            self.intent.clean = Clean::Pages { unit, page: page.saturating_add(1) };
+            return;
         }
-        self.intent.clean = Clean::Pages { unit, page: page.saturating_add(1) };
+        // Whoever wrote to its slot now would make it, after a crash, a page that is damaged.
+        self.dev.slots.lock().vacate(old);
+        let [wait, _] = self.index.mark(&self.dev.layout(), old, 1, true);
+        self.intent.clean = Clean::Retiring { unit, page, slot: old, wait };
     }
 
     /// Frees the pages of generations that a sealed snapshot has.
