@@ -68,8 +68,8 @@ impl Device {
             }
         };
         let sectors = bytes / SECTOR as u64 / 8 * 8;
-        if sectors < 16384 {
-            bail!("--device {shown}: {sectors} sectors are too few, 8 MiB at least");
+        if sectors < 4096 {
+            bail!("--device {shown}: {sectors} sectors are too few, 2 MiB at least");
         }
         if sectors > 1 << 23 {
             bail!("--device {shown}: larger than 4 GiB; the history would not fit memory");

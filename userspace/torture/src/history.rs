@@ -62,9 +62,19 @@ impl std::fmt::Display for Write {
     }
 }
 
+/// What was made durable.
+#[derive(Clone, Default)]
+pub(crate) struct Durable {
+    /// Names of writes that were durable when they completed.
+    pub(crate) at_once: Vec<u64>,
+    /// Stamps around flushes: what completed before the first is durable at the second.
+    pub(crate) flushes: Vec<(u64, u64)>,
+}
+
 /// The log of all threads, the clock, and the bound on both.
 pub(crate) struct History {
     clock: AtomicU64,
+    durable: Mutex<Durable>,
     logs: Vec<Mutex<Vec<Write>>>,
     /// Sum of the sectors of all entries held, the measure of memory.
     held_sectors: AtomicU64,
@@ -80,6 +90,7 @@ impl History {
     pub(crate) fn new(writers: usize, max_sectors: u64) -> Self {
         Self {
             clock: AtomicU64::new(1),
+            durable: Mutex::default(),
             logs: (0..writers).map(|_| Mutex::new(Vec::new())).collect(),
             held_sectors: AtomicU64::new(0),
             max_sectors,
@@ -138,6 +149,22 @@ impl History {
                 break;
             }
         }
+    }
+
+    /// Notes that a write was durable when it completed.
+    pub(crate) fn durable(&self, submit: u64) {
+        lock(&self.durable).at_once.push(submit);
+    }
+
+    /// Notes that a flush, sent after the stamp `begin`, is over.
+    pub(crate) fn flushed(&self, begin: u64) {
+        let end = self.stamp();
+        lock(&self.durable).flushes.push((begin, end));
+    }
+
+    /// A copy of what was made durable.
+    pub(crate) fn copy_durable(&self) -> Durable {
+        lock(&self.durable).clone()
     }
 
     /// A copy of all entries, at the instant of the call.

@@ -84,17 +84,31 @@ pub(crate) fn fill(out: &mut [u8], address: u64, stamp: u64, run: u64, writer: u
     }
 }
 
+/// Whether `a` and `b` are content of one sector of one run, and `a` was written later.
+pub(crate) fn is_newer(a: &[u8], b: &[u8]) -> bool {
+    // Mostly the first words tell; the checksums cost more.
+    let same = word(a, 0) == MAGIC && (0..4).all(|i| i == 2 || word(a, i) == word(b, i));
+    same && word(a, 2) > word(b, 2) && is_whole(a) && is_whole(b)
+}
+
+fn word(sector: &[u8], i: usize) -> u64 {
+    let mut b = [0u8; 8];
+    b.copy_from_slice(&sector[i * 8..i * 8 + 8]);
+    u64::from_le_bytes(b)
+}
+
+/// Whether the checksum is right.
+fn is_whole(sector: &[u8]) -> bool {
+    sum((0..WORDS - 1).map(|i| word(sector, i))) == word(sector, WORDS - 1)
+}
+
 /// Reads back what one sector at `address` holds.
 pub(crate) fn inspect(sector: &[u8], address: u64, run: u64) -> Seen {
-    let word = |i: usize| {
-        let mut b = [0u8; 8];
-        b.copy_from_slice(&sector[i * 8..i * 8 + 8]);
-        u64::from_le_bytes(b)
-    };
+    let word = |i: usize| word(sector, i);
     if word(0) != MAGIC {
         return if sector.iter().all(|&b| b == 0) { Seen::Zero } else { Seen::Bad(Bad::Magic) };
     }
-    if sum((0..WORDS - 1).map(word)) != word(WORDS - 1) {
+    if !is_whole(sector) {
         return Seen::Bad(Bad::Checksum);
     }
     if word(3) != run {

@@ -54,6 +54,8 @@ pub(crate) struct Snapshots<'a> {
     templates: Templates,
     lag: usize,
     alone: bool,
+    /// Nothing is forgotten.
+    pub(crate) keep_history: bool,
     state: Mutex<State>,
     changed: Condvar,
     log: Option<Mutex<File>>,
@@ -77,7 +79,17 @@ impl<'a> Snapshots<'a> {
         };
         let state = Mutex::new(State::default());
         let changed = Condvar::new();
-        Ok(Self { shared, templates, lag, alone, state, changed, log, start: Instant::now() })
+        Ok(Self {
+            shared,
+            templates,
+            lag,
+            alone,
+            keep_history: false,
+            state,
+            changed,
+            log,
+            start: Instant::now(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -226,6 +238,9 @@ impl<'a> Snapshots<'a> {
 
     /// Forgets what no later image can show.
     fn prune(&self) {
+        if self.keep_history {
+            return;
+        }
         let before = {
             let state = self.state();
             let unchecked = state.queue.front().map(|t| t.cut.begin);

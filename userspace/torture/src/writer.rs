@@ -44,6 +44,8 @@ pub(crate) struct Shared {
     /// Short direct writes reach the device whole: it is a block device.
     pub(crate) whole: bool,
     pub(crate) pause: Duration,
+    /// Stamps tell the order of writes: no two overlap in time and place, and zeroes are flushed.
+    pub(crate) ordered: bool,
     pub(crate) stop: AtomicBool,
     pub(crate) counts: Counts,
 }
@@ -63,7 +65,7 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    fn add(counter: &AtomicU64, n: u64) {
+    pub(crate) fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
     }
 }
@@ -164,7 +166,7 @@ impl<'a> Writer<'a> {
             }
             18..=20 => self.zero(),
             21..=23 => self.discard(),
-            24..=31 if self.habit != Habit::Buffered => self.write_shared(),
+            24..=31 if self.habit != Habit::Buffered && !self.s.ordered => self.write_shared(),
             32..=37 if self.habit != Habit::Buffered => self.write_mixed(),
             _ => self.write_own(),
         }
@@ -237,6 +239,9 @@ impl<'a> Writer<'a> {
                 if way != Way::Buffered {
                     s.history.complete(self.id, stamp);
                 }
+                if way == Way::Fua {
+                    s.history.durable(stamp);
+                }
                 stamp
             }
             Err(e) => {
@@ -279,6 +284,7 @@ impl<'a> Writer<'a> {
             Ok(()) => {
                 for stamp in self.epoch.drain(..) {
                     self.s.history.complete(self.id, stamp);
+                    self.s.history.durable(stamp);
                 }
             }
             Err(e) => {
@@ -320,6 +326,7 @@ impl<'a> Writer<'a> {
             Ok(()) => {
                 self.s.history.complete(self.id, stamp);
                 Counts::add(&self.s.counts.zeroes, 1);
+                self.flush_zeroes();
                 0
             }
             Err(e) => {
@@ -352,6 +359,7 @@ impl<'a> Writer<'a> {
             Ok(()) => {
                 self.s.history.complete(self.id, stamp);
                 Counts::add(&self.s.counts.discards, 1);
+                self.flush_zeroes();
                 if kind == Kind::Zero {
                     0
                 } else {
@@ -370,9 +378,19 @@ impl<'a> Writer<'a> {
         self.expect(offset, n, left);
     }
 
+    fn flush_zeroes(&mut self) {
+        if self.s.ordered {
+            self.flush();
+        }
+    }
+
     fn flush(&mut self) {
+        let begin = self.s.history.stamp();
         match self.s.device.flush() {
-            Ok(()) => Counts::add(&self.s.counts.flushes, 1),
+            Ok(()) => {
+                self.s.history.flushed(begin);
+                Counts::add(&self.s.counts.flushes, 1);
+            }
             Err(e) => self.note("flush", 0, 0, &e),
         }
     }
