@@ -10,4 +10,5 @@ mod rng;
 mod sector;
 mod snapshots;
 pub mod torture;
+mod writelog;
 mod writer;
