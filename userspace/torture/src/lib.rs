@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The oracle of content of `presnap-torture`.
+//! The oracle of content of `presnap-torture` and `presnap-powerloss`.
 
 mod check;
 mod device;
+mod durable;
 mod history;
+pub mod powerloss;
 mod record;
 mod rng;
 mod sector;
