@@ -3,7 +3,7 @@
 # presnap: see README.md; `make help` lists what can be made. The work is done by scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help sysroot kdir module clippy-module userspace clippy-userspace fmt check-fmt test unit-test fuzz vm-test demo bench clean distclean-cache
+.PHONY: help sysroot kdir module clippy-module userspace clippy-userspace fmt check-fmt test unit-test fuzz vm-test kill-test demo bench clean distclean-cache
 MAKEFLAGS += --no-builtin-rules
 
 help: ## this list
@@ -45,6 +45,9 @@ fuzz: ## fuzzing, with what was found before [MINUTES=10] [TARGET=...]
 
 vm-test: module userspace ## the scenarios in the VM [SCENARIOS="name ..."]
 	@qemu-test/run $(SCENARIOS)
+
+kill-test: module userspace ## QEMU killed while presnap writes, and started again [KILLS=4]
+	@qemu-test/killed $(KILLS)
 
 test: ## everything: format, lints, unit tests, module, VM scenarios
 	@scripts/test

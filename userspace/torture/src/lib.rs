@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The oracle of content of `presnap-torture` and `presnap-powerloss`.
+//! The oracle of content of `presnap-torture`, `presnap-powerloss` and `presnap-cut`.
 
 mod check;
+pub mod cut;
 mod device;
 mod durable;
 mod history;
