@@ -82,7 +82,6 @@ impl Worker {
                 return false;
             }
             control.delete = Some(id);
-            control.note_dropped(id, DropReason::Overflow);
         }
         pr_warn!(
             "{}: the region is full; snapshot {id}, the oldest, is deleted\n",
@@ -90,6 +89,7 @@ impl Worker {
         );
         add(&self.dev.totals.snapshots_dropped, 1);
         self.start_removal(id);
+        self.dev.control.lock().note_dropped(id, DropReason::Overflow);
         self.dev.raise_event();
         true
     }
