@@ -636,7 +636,7 @@ where
     pub fn vacate(&mut self, slot: u32) -> Option<IndexEntry> {
         let entry = *self.get(slot)?;
         let held = entry.index_entry()?;
-        if entry.state == DATA {
+        if entry.is_chained() {
             self.chain_out(slot, entry.block());
         }
         if let Some(entry) = self.get_mut(slot) {

@@ -235,6 +235,10 @@ impl Worker {
         // the bit still set, and a mirror might be writing to it.
         let has = self.map_of(snapshot).map_or(0, |map| map.area_mask(area));
         let mask = mask & !self.jobs.copying(area) & !has;
+        let mask = match purpose {
+            Purpose::Guard => mask & !self.inherited(snapshot, area, mask),
+            _ => mask,
+        };
         if mask == 0 {
             return Err(NotStarted::Busy);
         }
@@ -269,6 +273,34 @@ impl Worker {
         job.state = State::Reading;
         self.jobs.begun(purpose);
         Ok(mask)
+    }
+
+    /// Of these blocks, those that a sealed snapshot has been given by one that was given up (`remove.rs undo_step`). They are kept
+    /// from the moment that the index on disk says so.
+    ///
+    /// Another copy must not take their place: the slot would be free, and be written again, while the index on disk still
+    /// has the entry.
+    fn inherited(&mut self, snapshot: u32, area: u64, mask: u16) -> u16 {
+        if snapshot != self.base_id {
+            return 0;
+        }
+        let (mut inherited, mut kept) = (0u16, 0u16);
+        for block in blocks_of_mask(area, mask) {
+            let Some(slot) = self.dev.slots.lock().lookup(snapshot, block) else { continue };
+            inherited |= bit_of(block);
+            if self.index.settled(self.dev.layout().index_block(slot).0) {
+                kept |= bit_of(block);
+            }
+        }
+        if kept != 0 {
+            self.note_kept(snapshot, area, kept);
+            self.parked.retry = true;
+            self.progress = true;
+        }
+        if inherited != kept {
+            self.parked.for_index = true;
+        }
+        inherited
     }
 
     /// Starts to take the checksums of neighbouring slots that mirrors wrote: those of the blocks `mask`

@@ -22,11 +22,13 @@ pub(crate) struct Parked {
     bios: BioList,
     /// Something changed that may let some of them go.
     pub(super) retry: bool,
+    /// One of them waits for an index block.
+    pub(super) for_index: bool,
 }
 
 impl Parked {
     pub(crate) fn new() -> Self {
-        Self { bios: BioList::new(), retry: false }
+        Self { bios: BioList::new(), retry: false, for_index: false }
     }
 
     /// Whether a writer waits.

@@ -143,6 +143,15 @@ impl IndexWriter {
         self.failed || self.states.get(index_no as usize).is_some_and(|s| s.seq >= seq)
     }
 
+    /// Whether an index block on disk is as in memory. If not, it will be soon.
+    pub(super) fn settled(&self, index_no: u32) -> bool {
+        let dirty = self.dirty.test(index_no.into());
+        if dirty {
+            self.urgent.set_range(index_no.into(), 1);
+        }
+        !dirty && self.states.get(index_no as usize).is_some_and(|s| !s.in_flight)
+    }
+
     /// Whether disk and memory are the same.
     pub(crate) fn clean(&self) -> bool {
         self.in_flight == 0 && self.dirty.next_set(0).is_none()
@@ -220,6 +229,7 @@ impl Worker {
             let Some(number) = write.index_no else { continue };
             let Some(result) = write.transfer.result() else { continue };
             self.progress = true;
+            self.parked.retry |= core::mem::take(&mut self.parked.for_index);
             write.index_no = None;
             index.in_flight = index.in_flight.saturating_sub(1);
             if let Some(state) = index.states.get_mut(number as usize) {
