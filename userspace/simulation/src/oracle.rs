@@ -92,12 +92,13 @@ impl Oracle {
         self.taken.insert(id, Rc::new(taken));
     }
 
-    /// Power failed, and the region was opened again; it has these snapshots.
-    pub(crate) fn recovered(&mut self, present: &BTreeSet<u32>) {
+    /// Power failed, and the region was opened again; it has these snapshots. The base of what comes is the last one that was
+    /// sealed, also after its end.
+    pub(crate) fn recovered(&mut self, present: &BTreeSet<u32>, base: u32) {
         self.era += 1;
         // The numbers of others may be used again.
         self.sealed.extend(present);
-        self.taken.retain(|id, _| self.sealed.contains(id));
+        self.taken.retain(|id, _| self.sealed.contains(id) || *id == base);
         self.gone.extend(self.deleting.difference(present));
         // That somebody wanted them deleted is forgotten.
         self.deleting.clear();
