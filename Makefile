@@ -3,7 +3,7 @@
 # presnap: see README.md; `make help` lists what can be made. The work is done by scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help sysroot kdir module clippy-module userspace clippy-userspace fmt check-fmt test unit-test fuzz vm-test kill-test demo bench clean distclean-cache
+.PHONY: help sysroot kdir module clippy-module userspace clippy-userspace fmt check-fmt test unit-test fuzz vm-test kill-test test-deep demo bench clean distclean-cache
 MAKEFLAGS += --no-builtin-rules
 
 help: ## this list
@@ -51,6 +51,9 @@ kill-test: module userspace ## QEMU killed while presnap writes, and started aga
 
 test: ## everything: format, lints, unit tests, module, VM scenarios
 	@scripts/test
+
+test-deep: ## what takes hours: a million crash points, every point of a log, 100 kills, long fuzzing [DEEP_PARTS=...]
+	@scripts/test-deep
 
 demo: module userspace ## the main job in a VM: PostgreSQL on presnap, snapshots, a replica
 	@scripts/demo
