@@ -10,10 +10,14 @@ use presnap_abi::dm::{StatusKind, Text};
 impl Target {
     pub(crate) fn write_status(&self, kind: StatusKind, out: &mut Text<'_>) -> core::fmt::Result {
         match kind {
-            StatusKind::Info => self.device().write_info(out),
+            StatusKind::Info => match self.device() {
+                Some(device) => device.write_info(out),
+                None => write!(out, "growing"),
+            },
             StatusKind::Table => self.write_table(out),
             StatusKind::Ima => {
-                let valid = if self.device().health() == Health::Invalid { 'n' } else { 'y' };
+                let failed = self.device().is_some_and(|d| d.health() == Health::Invalid);
+                let valid = if failed { 'n' } else { 'y' };
                 write!(
                     out,
                     "target_name=presnap,target_version=1.0.0,origin_name={},region_name={},valid={valid};",

@@ -17,6 +17,7 @@ mod remove;
 mod room;
 mod root;
 mod seal;
+pub(crate) mod seat;
 mod settle;
 mod stage;
 

@@ -77,6 +77,11 @@ impl Blocks {
         }
     }
 
+    /// Only the first `blocks` blocks.
+    pub fn truncated(&self, blocks: u64) -> Self {
+        Self(self.0[..blocks as usize].to_vec())
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
