@@ -476,42 +476,57 @@ pub(crate) struct Before {
 }
 
 impl Before {
+    /// Room for it. Sleeps.
+    #[inline(never)]
+    pub(crate) fn empty() -> Result<KBox<Self>> {
+        let before = Self {
+            knobs: [0; KNOB_COUNT],
+            models: Models::new()?,
+            totals: [0; Totals::COUNT],
+            dropped: [(0, None); DROPPED_KEPT],
+            holds: [Hold::NONE; HOLDS],
+            delete: None,
+            request: None,
+        };
+        Ok(KBox::new(before, GFP_KERNEL)?)
+    }
+
     /// Takes it out of a device whose worker has ended.
-    pub(crate) fn of(device: &Device, no_models: Models) -> Self {
-        let models = core::mem::replace(&mut *device.models.lock(), no_models);
+    pub(crate) fn take(&mut self, device: &Device) {
+        core::mem::swap(&mut *device.models.lock(), &mut self.models);
+        for (i, value) in self.knobs.iter_mut().enumerate() {
+            *value = device.knobs.at(i);
+        }
+        for (value, total) in self.totals.iter_mut().zip(device.totals.all()) {
+            *value = total.load(Ordering::Relaxed);
+        }
         let control = device.control.lock();
-        let mut holds = control.holds;
-        for hold in &mut holds {
+        self.dropped = control.dropped;
+        self.holds = control.holds;
+        for hold in &mut self.holds {
             // There is none; one that was about to be is not any more.
             hold.views = 0;
         }
-        Self {
-            knobs: core::array::from_fn(|i| device.knobs.at(i)),
-            models,
-            totals: device.totals.all().map(|total| total.load(Ordering::Relaxed)),
-            dropped: control.dropped,
-            holds,
-            delete: control.delete,
-            request: control.request,
-        }
+        self.delete = control.delete;
+        self.request = control.request;
     }
 
     /// Gives it to a device that nobody uses yet.
-    pub(crate) fn hand_over(self, device: &Device) {
+    pub(crate) fn hand_over(&mut self, device: &Device) {
         for (i, value) in self.knobs.into_iter().enumerate() {
             device.knobs.set_at(i, value);
         }
         for (total, before) in device.totals.all().into_iter().zip(self.totals) {
             total.store(before, Ordering::Relaxed);
         }
-        device.control.lock().go_on_from(&self);
+        device.control.lock().go_on_from(self);
         // A number that was given to somebody is not given again.
         let next = self.request.map_or(0, |request| request.id.saturating_add(1));
         if device.coming() < next {
             device.set_coming(next);
             device.root.lock().header.next_snapshot = next;
         }
-        *device.models.lock() = self.models;
+        core::mem::swap(&mut *device.models.lock(), &mut self.models);
     }
 }
 

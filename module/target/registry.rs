@@ -3,10 +3,9 @@
 //! The open devices, by region: a table that is loaded while another one is live shares its device.
 
 use crate::device::{Before, Device, Guard, Health};
-use crate::models::Models;
 use crate::region::{self, image_is_live, Words};
 use crate::worker::seat::Seat;
-use crate::worker::Worker;
+use crate::worker::{Found, Worker};
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::new_mutex;
 use kernel::prelude::*;
@@ -93,10 +92,10 @@ impl User {
             words.error(c"It was tried: load the table anew");
             return Err(ENODEV);
         };
-        let no_models = Models::new()?;
+        let mut before = Before::empty()?;
         // Closes the region in order.
         drop(entry.worker.take());
-        let before = Before::of(&old, no_models);
+        before.take(&old);
         let opened = region::grow_origin(words, old.region, larger.sectors).and_then(|from| {
             let started = start(words, &old, larger.sectors, &self.features, from, &seat);
             Ok((started?, Ok(())))
@@ -182,6 +181,7 @@ fn check_growth(device: &Device, words: &mut Words) -> Result {
 }
 
 /// Opens a region again and makes the worker. Sleeps.
+#[inline(never)]
 fn start(
     words: &mut Words,
     old: &Device,
@@ -191,12 +191,29 @@ fn start(
     seat: &Seat,
 ) -> Result<(Arc<Device>, KBox<Worker>)> {
     let opened = region::open(words, old.origin, old.region, sectors, features, intent_from)?;
+    make(words, opened, &seat.wake)
+}
+
+/// Makes a device of what was read, and its worker, and marks the region open. Sleeps.
+#[inline(never)]
+fn make(
+    words: &mut Words,
+    opened: region::Opened,
+    wake: &Arc<Wake>,
+) -> Result<(Arc<Device>, KBox<Worker>)> {
     let region::Opened { parts, found, mut mark } = opened;
-    let device = Device::new(parts, seat.wake.clone())?;
+    let device = Device::new(parts, wake.clone())?;
     restore_guard(&device);
-    let worker = KBox::new(Worker::new(&device, found)?, GFP_KERNEL)?;
+    let worker = make_worker(&device, found)?;
+    // Only now: what has failed so far has left the region as it was.
     mark.set(&device).inspect_err(|_| words.error(c"Cannot write to the region device"))?;
     Ok((device, worker))
+}
+
+/// A worker is large, and the stack is not: it is on that only in here.
+#[inline(never)]
+fn make_worker(device: &Arc<Device>, found: Found) -> Result<KBox<Worker>> {
+    Ok(KBox::new(Worker::new(device, found)?, GFP_KERNEL)?)
 }
 
 /// Opens the device for a table, or shares the one that is open. Sleeps.
@@ -262,7 +279,7 @@ fn open_locked(
     let mut users = KVec::new();
     users.push(md.number(), GFP_KERNEL)?;
     entries.reserve(1, GFP_KERNEL)?;
-    let worker = KBox::new(Worker::new(&device, found)?, GFP_KERNEL)?;
+    let worker = make_worker(&device, found)?;
     // Only now: what has failed so far has left the region as it was.
     mark.set(&device).inspect_err(|_| words.error(c"Cannot write to the region device"))?;
     let worker = Thread::spawn(c"presnap", device.wake.clone(), worker)

@@ -121,6 +121,7 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// Prepares the worker of a device. Sleeps.
+    #[inline(always)]
     pub(crate) fn new(dev: &Arc<Device>, found: Found) -> Result<Self> {
         let client = Client::new()?;
         let Found { index, superblock, bad_copy, root_next, intent, dirty_pages } = found;
