@@ -134,6 +134,10 @@ impl User {
         device.fail_writes.store(fail, Ordering::Relaxed);
         device.low_water_armed.store(true, Ordering::Relaxed);
         *device.events.lock() = Some(md.clone());
+        if self.larger.is_some() {
+            // The device is another one, and larger.
+            device.raise_event();
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # vm: shared
-# nvme: 96M:origin 64M:region
+# nvme: 96M:origin 128M:region
 # file: qemu-test/oracle.sh:/presnap/oracle.sh
 # timeout: 240
 # An origin that grows while writers are about: snapshots from before and after, deltas onto a replica that is enlarged, a file system
@@ -137,6 +137,8 @@ mount /dev/mapper/p /mnt/p
 cp /tmp/noise /mnt/p/noise
 sync
 snap
+presnap send p "$id" --base 2 2>/dev/null | receive >/dev/null
+delete 2
 id=$(dmsetup message p 0 snapshot within 600000)
 dmsetup reload p --table "$(table $C)"
 dmsetup suspend p
@@ -152,7 +154,6 @@ snap
 [ "$id" -gt "$base" ]
 dd if=$O of=/tmp/at bs=1M iflag=direct status=none
 copy $C
-presnap send p "$base" --base 2 2>/dev/null | receive >/dev/null
 ship "$id" "$base" $C "a file system that was grown"
 e2fsck -fn /dev/mapper/c >/tmp/fsck 2>&1 || die "e2fsck: $(cat /tmp/fsck)"
 mount -o ro,noload /dev/mapper/c /mnt/p
