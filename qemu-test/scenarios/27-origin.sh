@@ -131,7 +131,7 @@ dmsetup create p --table "$(table $B)"
 ok "a cold opening has the length of the region"
 
 # With a file system on it, which is grown then; with a snapshot under way, which is dropped.
-mkfs.ext4 -q -E nodiscard /dev/mapper/p
+mkfs.ext4 -q -b 4096 -E nodiscard /dev/mapper/p
 mkdir -p /mnt/p
 mount /dev/mapper/p /mnt/p
 cp /tmp/noise /mnt/p/noise
