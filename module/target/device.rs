@@ -18,6 +18,7 @@ use presnap_abi::thread::Wake;
 use presnap_engine::bitmap::{leaf_words, summary_words, Bitmap};
 use presnap_engine::freeze::{DropReason, FreezeBudget, Phase};
 use presnap_engine::inflight::{Gate, Shard, TrackSlot, WriteTracker};
+use presnap_engine::knob::KNOB_COUNT;
 use presnap_engine::region::{Extents, Layout, Root, SnapshotRecord};
 use presnap_engine::ring::{RecordRing, RingSlot};
 use presnap_engine::slots::SlotTable;
@@ -170,6 +171,41 @@ pub(crate) struct Totals {
     pub(crate) io_retries: AtomicU64,
 }
 
+impl Totals {
+    /// How many there are.
+    pub(crate) const COUNT: usize = 24;
+
+    /// All of them, in the order of their files in sysfs.
+    pub(crate) fn all(&self) -> [&AtomicU64; Self::COUNT] {
+        [
+            &self.predictions,
+            &self.hits,
+            &self.misses,
+            &self.wasted,
+            &self.stale,
+            &self.precopied_blocks,
+            &self.guarded_blocks,
+            &self.guard_stalls,
+            &self.mirrored_writes,
+            &self.drained_blocks,
+            &self.final_copy_blocks,
+            &self.staged_valid_blocks,
+            &self.snapshots,
+            &self.snapshots_dropped,
+            &self.io_errors,
+            &self.region_bytes,
+            &self.predictions_right,
+            &self.intent_waits,
+            &self.intent_demanded,
+            &self.intent_premarked,
+            &self.intent_premarked_used,
+            &self.intent_writes,
+            &self.timeouts,
+            &self.io_retries,
+        ]
+    }
+}
+
 /// Adds to a statistics counter.
 pub(crate) fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
@@ -251,6 +287,16 @@ impl Control {
             growing: false,
             dropped: [(0, None); DROPPED_KEPT],
             holds: [Hold::NONE; HOLDS],
+        }
+    }
+
+    /// Goes on from the control of a device that is closed. What it was still asked for comes to nothing, but for a deletion.
+    fn go_on_from(&mut self, before: &Before) {
+        self.dropped = before.dropped;
+        self.holds = before.holds;
+        self.delete = before.delete;
+        if let Some(request) = before.request {
+            self.note_dropped(request.id, DropReason::Closed);
         }
     }
 
@@ -421,6 +467,72 @@ pub(crate) struct Device {
     pub(crate) mirrors: MirrorPool,
 }
 
+/// What outlives a device that is closed and opened again while its table is reloaded.
+pub(crate) struct Before {
+    knobs: [u64; KNOB_COUNT],
+    models: Models,
+    totals: [u64; Totals::COUNT],
+    dropped: [(u32, Option<DropReason>); DROPPED_KEPT],
+    holds: [Hold; HOLDS],
+    delete: Option<u32>,
+    request: Option<Request>,
+}
+
+impl Before {
+    /// Room for it. Sleeps.
+    #[inline(never)]
+    pub(crate) fn empty() -> Result<KBox<Self>> {
+        let before = Self {
+            knobs: [0; KNOB_COUNT],
+            models: Models::new()?,
+            totals: [0; Totals::COUNT],
+            dropped: [(0, None); DROPPED_KEPT],
+            holds: [Hold::NONE; HOLDS],
+            delete: None,
+            request: None,
+        };
+        Ok(KBox::new(before, GFP_KERNEL)?)
+    }
+
+    /// Takes it out of a device whose worker has ended.
+    pub(crate) fn take(&mut self, device: &Device) {
+        core::mem::swap(&mut *device.models.lock(), &mut self.models);
+        for (i, value) in self.knobs.iter_mut().enumerate() {
+            *value = device.knobs.at(i);
+        }
+        for (value, total) in self.totals.iter_mut().zip(device.totals.all()) {
+            *value = total.load(Ordering::Relaxed);
+        }
+        let control = device.control.lock();
+        self.dropped = control.dropped;
+        self.holds = control.holds;
+        for hold in &mut self.holds {
+            // There is none; one that was about to be is not any more.
+            hold.views = 0;
+        }
+        self.delete = control.delete;
+        self.request = control.request;
+    }
+
+    /// Gives it to a device that nobody uses yet.
+    pub(crate) fn hand_over(&mut self, device: &Device) {
+        for (i, value) in self.knobs.into_iter().enumerate() {
+            device.knobs.set_at(i, value);
+        }
+        for (total, before) in device.totals.all().into_iter().zip(self.totals) {
+            total.store(before, Ordering::Relaxed);
+        }
+        device.control.lock().go_on_from(self);
+        // A number that was given to somebody is not given again.
+        let next = self.request.map_or(0, |request| request.id.saturating_add(1));
+        if device.coming() < next {
+            device.set_coming(next);
+            device.root.lock().header.next_snapshot = next;
+        }
+        core::mem::swap(&mut *device.models.lock(), &mut self.models);
+    }
+}
+
 /// What [`Device::new`] is made of.
 pub(crate) struct Parts {
     pub(crate) region_uuid: [u8; 16],
@@ -442,13 +554,12 @@ pub(crate) struct Parts {
 impl Device {
     /// Makes a device. Sleeps.
     #[inline(never)]
-    pub(crate) fn new(parts: Parts, knobs: Knobs) -> Result<Arc<Self>> {
+    pub(crate) fn new(parts: Parts, wake: Arc<Wake>) -> Result<Arc<Self>> {
         let gate = Gate::new(array_with(GATE_SHARDS, Shard::new)?).ok_or(EINVAL)?;
         let tracker = WriteTracker::new(array_with(TRACK_SLOTS, TrackSlot::new)?).ok_or(EINVAL)?;
         let view_reads =
             WriteTracker::new(array_with(TRACK_SLOTS, TrackSlot::new)?).ok_or(EINVAL)?;
         let ring = RecordRing::new(array_with(RING_SLOTS, RingSlot::new)?).ok_or(EINVAL)?;
-        let wake = Arc::pin_init(Wake::new(), GFP_KERNEL)?;
         let models = Models::new()?;
         let region_cached = parts.region.has_write_cache();
         let origin_cached = parts.origin.has_write_cache();
@@ -488,7 +599,7 @@ impl Device {
                 staging: AtomicBool::new(false),
                 mirror_limited: AtomicBool::new(false),
                 ring,
-                knobs,
+                knobs: Knobs::new(),
                 totals: Totals::default(),
                 health: AtomicU32::new(Health::Good as u32),
                 low_water: AtomicBool::new(false),

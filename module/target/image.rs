@@ -194,6 +194,11 @@ impl dm::Target for Image {
         // Counted before the first read: a writer that does not see the view finds its reads.
         device.views.fetch_add(1, Ordering::SeqCst);
         let views = Counted { device: device.clone(), md };
+        // Whoever closed the device before that had not seen the view.
+        if !registry::find(presnap).is_some_and(|found| Arc::ptr_eq(&found, &device)) {
+            ctor.error(c"The presnap device was closed");
+            return Err(ENODEV);
+        }
         Ok(KBox::new(
             Self {
                 device,

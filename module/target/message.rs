@@ -23,7 +23,7 @@ impl Target {
             self.md.with_name(|name| pr_warn!("{name}: {why}: {}\n", format_args!("{words}")));
             EINVAL
         })?;
-        let device = self.device();
+        let device = self.device().ok_or(ENODEV)?;
         let complain = |why: &str, error: Error| {
             self.md.with_name(|name| pr_warn!("{name}: {why}\n"));
             error

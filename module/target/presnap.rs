@@ -30,8 +30,8 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// The device behind it.
-    pub(crate) fn device(&self) -> &Arc<Device> {
+    /// The device behind it; none while the origin has to grow before the table is live.
+    pub(crate) fn device(&self) -> Option<&Arc<Device>> {
         self.user.device()
     }
 }
@@ -84,7 +84,7 @@ impl dm::Target for Target {
             bio.accept_partial(LONGEST_SECTORS);
         }
         let offset = bio.offset();
-        let device = self.device();
+        let Some(device) = self.device() else { return Disposition::Failed(bio.into_bio()) };
         match device.route(bio.into_bio(), offset) {
             Route::Origin(bio) => Disposition::Remapped(bio),
             Route::Gate(bio) | Route::Guard(bio) | Route::View(bio) | Route::Intent(bio) => {
@@ -95,22 +95,31 @@ impl dm::Target for Target {
     }
 
     fn end_io(&self, bio: &EndedBio, status: Status, mirror: Option<Status>) -> Status {
-        self.device().ended(bio.load::<PerBio>(), status, mirror);
+        if let Some(device) = self.device() {
+            device.ended(bio.load::<PerBio>(), status, mirror);
+        }
         status
+    }
+
+    fn preresume(&self) -> Result {
+        // The device is suspended: memory that is had by writing to it would be waited for in vain.
+        let _no_io = NoIo::enter();
+        self.user.preresume()
     }
 
     fn resume(&self) {
         // The device is still suspended: memory that is had by writing to it would be waited for in vain.
         let _no_io = NoIo::enter();
+        let Some(device) = self.device() else { return };
         let mut files = self.files.lock();
         if files.is_none() {
-            match sysfs::Tree::new(&self.md, self.device()) {
+            match sysfs::Tree::new(&self.md, device) {
                 Ok(tree) => *files = Some(tree),
                 Err(_) => pr_warn!("cannot make the files in sysfs\n"),
             }
         }
         self.user.resumed(&self.md);
-        if let Err((why, _)) = self.device().grow() {
+        if let Err((why, _)) = device.grow() {
             self.md.with_name(|name| pr_warn!("{name}: the region does not grow: {why}\n"));
         }
         // Who waits for events looks at the status again: with another table it may say something else.

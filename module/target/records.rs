@@ -28,8 +28,21 @@ const BATCH: usize = 32;
 const LOSSES: u8 = 255;
 
 struct Position {
+    number: DeviceNumber,
     device: Arc<Device>,
     cursor: u64,
+}
+
+impl Position {
+    /// When the origin grows another device takes the place of the one before, whose records are read first.
+    fn follow(&mut self) {
+        if let Some(device) = registry::find(self.number) {
+            if !Arc::ptr_eq(&device, &self.device) {
+                self.device = device;
+                self.cursor = 0;
+            }
+        }
+    }
 }
 
 /// An open file.
@@ -67,7 +80,7 @@ impl MiscDevice for Reader {
         let number = input.get(..n).and_then(parse_device).ok_or(EINVAL)?;
         let device = registry::find(number).ok_or(ENODEV)?;
         let cursor = device.ring.head().saturating_sub(device.ring.capacity());
-        *kiocb.file().position.lock() = Some(Position { device, cursor });
+        *kiocb.file().position.lock() = Some(Position { number, device, cursor });
         Ok(n)
     }
 
@@ -81,6 +94,12 @@ impl MiscDevice for Reader {
             return Ok(copied);
         }
         fsleep(Delta::from_millis(100));
+        {
+            let mut guard = file.position.lock();
+            if let Some(position) = (*guard).as_mut() {
+                position.follow();
+            }
+        }
         copy_records(&file.position, iov)
     }
 }

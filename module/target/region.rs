@@ -15,14 +15,15 @@ use presnap_abi::thread::Wake;
 use presnap_engine::geometry::{AREA_BLOCKS_SHIFT, BLOCK_BYTES, BLOCK_SECTORS};
 use presnap_engine::intent::IntentOrder;
 use presnap_engine::region::index::DIRTY_PAGE_BLOCKS;
-use presnap_engine::region::intent::{replay, INTENT_MAP_BYTES};
+use presnap_engine::region::intent::{replay, ExtentRun, INTENT_MAP_BYTES};
 use presnap_engine::region::layout::{INTENT_START_BLOCKS, LOG_BLOCKS, LOG_START_BLOCK};
 use presnap_engine::region::root::{
     MAX_SNAPSHOTS, OP_RESERVE, ROOT_AFTER_CRASH, ROOT_BYTES, ROOT_CLEAN, ROOT_FULL_NEEDED,
 };
 use presnap_engine::region::{
     Copy2, Extents, FormatError, IndexBlock, IndexEntry, IndexPick, IntentMap, Layout, Limits,
-    Picked, Root, RootHeader, Scope, SlotKind, SnapshotRecord, SnapshotState, Superblock, NO_SLOT,
+    OriginError, OriginGrowth, Picked, Root, RootHeader, Scope, SlotKind, SnapshotRecord,
+    SnapshotState, Superblock, NO_SLOT,
 };
 use presnap_engine::slots::{Doubt, SlotError};
 use presnap_engine::table::Features;
@@ -31,6 +32,11 @@ use presnap_engine::table::Features;
 const BUFFER_BLOCKS: u64 = LOG_START_BLOCK + LOG_BLOCKS - INTENT_START_BLOCKS[0];
 /// Nothing that counts that far was counted; what would be written next might not count.
 const EXHAUSTED: &CStr = c"Region has used up its numbers: format it anew";
+/// A table of another length than the region is for.
+const ORIGIN_SMALLER: &CStr =
+    c"Region belongs to a smaller origin: load that length, resume, then reload with the larger one";
+pub(crate) const ORIGIN_LARGER: &CStr =
+    c"Region belongs to a larger origin: it does not shrink; format it anew, without its snapshots";
 const BUFFER_BYTES: usize = BUFFER_BLOCKS as usize * BLOCK_BYTES as usize;
 
 /// What is known of an index block on disk.
@@ -95,13 +101,34 @@ struct Changes {
     fresh: Option<(IntentMap, Copy2)>,
 }
 
-struct Reader<'a, 'c> {
-    ctor: &'a mut Constructor<'c>,
+/// Why a region was refused, for whoever asked for it.
+#[derive(Default)]
+pub(crate) struct Words(Option<&'static CStr>);
+
+impl Words {
+    pub(crate) fn error(&mut self, words: &'static CStr) {
+        self.0 = Some(words);
+    }
+
+    /// Hands them to a constructor, which has its own for what has none.
+    pub(crate) fn tell(&self, ctor: &mut Constructor<'_>) {
+        if let Some(words) = self.0 {
+            ctor.error(words);
+        }
+    }
+
+    pub(crate) fn as_str(&self) -> &'static str {
+        self.0.and_then(|words| words.to_str().ok()).unwrap_or("not enough memory")
+    }
+}
+
+struct Reader<'a> {
+    ctor: &'a mut Words,
     region: BlockDevice,
     transfer: KBox<Transfer>,
 }
 
-impl Reader<'_, '_> {
+impl Reader<'_> {
     fn read(&mut self, block: u64, blocks: u32) -> Result<&mut [u8]> {
         let bytes = blocks as usize * BLOCK_BYTES as usize;
         let sector = block.saturating_mul(BLOCK_SECTORS.into());
@@ -110,6 +137,16 @@ impl Reader<'_, '_> {
             return Err(EIO);
         }
         self.transfer.buffer().and_then(|b| b.get_mut(..bytes)).ok_or(EIO)
+    }
+
+    /// Writes what is in the buffer, durably.
+    fn write(&mut self, block: u64, bytes: usize) -> Result {
+        let sector = block.saturating_mul(BLOCK_SECTORS.into());
+        if self.transfer.write_wait(&self.region, sector, bytes, Durability::Barrier).is_err() {
+            self.ctor.error(c"Cannot write to the region device");
+            return Err(EIO);
+        }
+        Ok(())
     }
 
     fn refuse<T>(&mut self, error: FormatError, message: &'static CStr) -> Result<T> {
@@ -285,7 +322,15 @@ impl Reader<'_, '_> {
 
     /// Finds out what has changed since the last snapshot: what is in pages of the dirty map, and all of the extents
     /// that there is intent for.
-    fn changes(&mut self, layout: &Layout, limits: &Limits, slots: &Slots) -> Result<Changes> {
+    ///
+    /// Below block `from`, what there is intent for has not changed.
+    fn changes(
+        &mut self,
+        layout: &Layout,
+        limits: &Limits,
+        slots: &Slots,
+        from: u64,
+    ) -> Result<Changes> {
         let extents = Extents::for_origin(limits.origin_blocks);
         let intents = block_map(extents.count.into())?;
         let region = self.region;
@@ -356,7 +401,9 @@ impl Reader<'_, '_> {
         let mut extent = 0;
         while let Some(next) = intents.next_set(extent) {
             let (first, count) = extents.blocks(next);
-            let count = count.min(limits.origin_blocks.saturating_sub(first));
+            let end = first.saturating_add(count).min(limits.origin_blocks);
+            let first = first.max(from);
+            let count = end.saturating_sub(first);
             superset_blocks = superset_blocks.saturating_add(dirty.set_range(first, count));
             extent = next.saturating_add(1);
         }
@@ -389,26 +436,87 @@ fn forget_unsealed(region: BlockDevice, root: &mut RootTable) {
     }
 }
 
-/// Reads a region and checks that it belongs to the origin. Sleeps.
-///
-/// Not inlined: its caller goes on to what takes stack of its own.
-#[inline(never)]
-pub(crate) fn open(
-    ctor: &mut Constructor<'_>,
-    origin: BlockDevice,
-    region: BlockDevice,
-    sectors: u64,
-    features: &Features,
-) -> Result<Opened> {
+/// Begins to read a region.
+fn begin(words: &mut Words, region: BlockDevice) -> Result<(Reader<'_>, Layout)> {
     let layout = Layout::for_region(region.sectors() / u64::from(BLOCK_SECTORS)).map_err(|e| {
-        ctor.error(layout_error(e));
+        words.error(layout_error(e));
         EINVAL
     })?;
     let client = Client::new()?;
     let wake = Arc::pin_init(Wake::new(), GFP_KERNEL)?;
     let transfer = Transfer::new(&client, &wake, BUFFER_BYTES)?;
-    let mut reader = Reader { ctor, region, transfer };
+    Ok((Reader { ctor: words, region, transfer }, layout))
+}
 
+/// Makes a closed region one of a larger origin, as `presnap_engine::region::origin` has it; returns the first block that may
+/// have changed because there is intent for it. Sleeps.
+pub(crate) fn grow_origin(words: &mut Words, region: BlockDevice, sectors: u64) -> Result<u64> {
+    let (mut reader, layout) = begin(words, region)?;
+    let (superblock, _) = reader.superblock(&layout)?;
+    let layout = Layout::for_region(superblock.region_blocks).map_err(|_| EINVAL)?;
+    let mut limits = Limits {
+        region_uuid: superblock.region_uuid,
+        slots: layout.slots,
+        origin_blocks: superblock.origin_blocks(),
+        next_snapshot: u32::MAX,
+    };
+    let (root, _) = reader.root(&layout, &limits)?;
+    limits.next_snapshot = root.header.next_snapshot;
+    let closed = root.header.flags & ROOT_CLEAN != 0;
+    let buf = reader.read(INTENT_START_BLOCKS[0], BUFFER_BLOCKS as u32)?;
+    let (maps, log) = buf.split_at_checked(2 * INTENT_MAP_BYTES).ok_or(EIO)?;
+    let maps = maps.split_at_checked(INTENT_MAP_BYTES).ok_or(EIO)?;
+    let extents = Extents::for_origin(sectors / u64::from(BLOCK_SECTORS));
+    let intents = block_map(extents.count.into())?;
+    let add = |run: ExtentRun| {
+        intents.set_range(run.start.into(), run.len.into());
+    };
+    let plan = match OriginGrowth::plan(&superblock, &limits, closed, maps, log, sectors, add) {
+        Ok(plan) => plan,
+        Err(OriginError::Damaged(e)) => {
+            return reader.refuse(e, c"Region is damaged: no valid intent map")
+        }
+        Err(OriginError::NotClosed) => {
+            reader.ctor.error(c"Region was not closed in order");
+            return Err(EIO);
+        }
+        Err(OriginError::Shrinks) => {
+            reader.ctor.error(ORIGIN_LARGER);
+            return Err(EINVAL);
+        }
+        Err(OriginError::TooLarge) => {
+            reader.ctor.error(c"Origin is too large");
+            return Err(EINVAL);
+        }
+    };
+    let out = reader.transfer.buffer().and_then(|b| b.first_chunk_mut());
+    let masks = (0..intents.areas()).map(|area| intents.area_mask(area));
+    plan.map.encode(out.ok_or(EIO)?, limits.region_uuid, masks, crc32c);
+    reader.write(Layout::intent_block(plan.copy), INTENT_MAP_BYTES)?;
+    for copy in [Copy2::A, Copy2::B] {
+        let out = reader.transfer.buffer().and_then(|b| b.first_chunk_mut());
+        plan.superblock.encode(out.ok_or(EIO)?);
+        reader.write(layout.superblock_block(copy), BLOCK_BYTES as usize)?;
+    }
+    pr_info!("{}: the origin has grown to {sectors} sectors\n", region.number());
+    Ok(if plan.only_new { plan.first_new } else { 0 })
+}
+
+/// Reads a region and checks that it belongs to the origin. Sleeps.
+///
+/// `intent_from`: below this block, what there is intent for has not changed.
+///
+/// Not inlined: its caller goes on to what takes stack of its own.
+#[inline(never)]
+pub(crate) fn open(
+    words: &mut Words,
+    origin: BlockDevice,
+    region: BlockDevice,
+    sectors: u64,
+    features: &Features,
+    intent_from: u64,
+) -> Result<Opened> {
+    let (mut reader, layout) = begin(words, region)?;
     let (sb, bad_copy) = reader.superblock(&layout)?;
     // The device may have grown since; when it is resumed, the region does.
     let layout = Layout::for_region(sb.region_blocks).map_err(|_| EINVAL)?;
@@ -417,7 +525,9 @@ pub(crate) fn open(
         return Err(EINVAL);
     }
     if sb.origin_sectors != sectors {
-        reader.ctor.error(c"Region belongs to an origin of another size");
+        let size = sb.origin_sectors;
+        pr_err!("{}: the region is for an origin of {size} sectors\n", region.number());
+        reader.ctor.error(if size < sectors { ORIGIN_SMALLER } else { ORIGIN_LARGER });
         return Err(EINVAL);
     }
     if features.origin_id.is_some_and(|id| sb.origin_id != [0; 16] && sb.origin_id != id) {
@@ -441,7 +551,7 @@ pub(crate) fn open(
     // not be taken for the new one's.
     root.header.next_snapshot = root.header.next_snapshot.max(highest.saturating_add(1));
 
-    let mut changes = reader.changes(&layout, &limits, &table.slots)?;
+    let mut changes = reader.changes(&layout, &limits, &table.slots, intent_from)?;
     // Nor one that a page of the dirty map has, before that snapshot is taken.
     root.header.next_snapshot = root.header.next_snapshot.max(changes.newest_page);
     let Table { slots, index } = table;

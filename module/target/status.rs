@@ -10,7 +10,10 @@ use presnap_abi::dm::{self, StatusKind, Text};
 impl Target {
     pub(crate) fn write_status(&self, kind: StatusKind, out: &mut Text<'_>) -> core::fmt::Result {
         match kind {
-            StatusKind::Info => self.device().write_info(out),
+            StatusKind::Info => match self.device() {
+                Some(device) => device.write_info(out),
+                None => write!(out, "growing"),
+            },
             StatusKind::Table => self.write_table(out),
             StatusKind::Ima => self.write_measurement(out),
         }
@@ -48,7 +51,8 @@ impl Target {
         if let Some(on_error) = self.features.on_error {
             write!(out, ",on_error={}", on_error.as_str())?;
         }
-        let valid = if self.device().health() == Health::Invalid { 'n' } else { 'y' };
+        let failed = self.device().is_some_and(|d| d.health() == Health::Invalid);
+        let valid = if failed { 'n' } else { 'y' };
         write!(out, ",valid={valid};")
     }
 }

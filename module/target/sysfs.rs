@@ -2,10 +2,10 @@
 
 //! `/sys/block/dm-N/presnap/`: knobs, statistics and models. docs/sysfs.md describes each file.
 
-use crate::device::Device;
+use crate::device::{Device, Totals};
 use crate::models::{VECTORS, VECTOR_BYTES};
 use core::fmt::Write;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use presnap_abi::dm::{MappedDevice, Text};
@@ -41,7 +41,7 @@ static MAIN: [File; MAIN_COUNT] = {
     files
 };
 
-static STATS: [File; 24] = [
+static STATS: [File; Totals::COUNT] = [
     File::ro(c"predictions"),
     File::ro(c"hits"),
     File::ro(c"misses"),
@@ -157,33 +157,7 @@ struct StatsFiles(Arc<Device>);
 
 impl Files for StatsFiles {
     fn show(&self, index: usize, out: &mut Text<'_>) -> Result {
-        let t = &self.0.totals;
-        let counters: [&AtomicU64; STATS.len()] = [
-            &t.predictions,
-            &t.hits,
-            &t.misses,
-            &t.wasted,
-            &t.stale,
-            &t.precopied_blocks,
-            &t.guarded_blocks,
-            &t.guard_stalls,
-            &t.mirrored_writes,
-            &t.drained_blocks,
-            &t.final_copy_blocks,
-            &t.staged_valid_blocks,
-            &t.snapshots,
-            &t.snapshots_dropped,
-            &t.io_errors,
-            &t.region_bytes,
-            &t.predictions_right,
-            &t.intent_waits,
-            &t.intent_demanded,
-            &t.intent_premarked,
-            &t.intent_premarked_used,
-            &t.intent_writes,
-            &t.timeouts,
-            &t.io_retries,
-        ];
+        let counters = self.0.totals.all();
         let value = counters.get(index).ok_or(EINVAL)?.load(Ordering::Relaxed);
         text(writeln!(out, "{value}"))
     }

@@ -17,6 +17,7 @@ mod remove;
 mod room;
 mod root;
 mod seal;
+pub(crate) mod seat;
 mod settle;
 mod stage;
 
@@ -120,6 +121,7 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// Prepares the worker of a device. Sleeps.
+    #[inline(always)]
     pub(crate) fn new(dev: &Arc<Device>, found: Found) -> Result<Self> {
         let client = Client::new()?;
         let Found { index, superblock, bad_copy, root_next, intent, dirty_pages } = found;

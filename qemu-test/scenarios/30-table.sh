@@ -54,7 +54,7 @@ ok "features"
 
 expect_fail -m "the device must be opened read-write" dmsetup create t --readonly --table "0 $N presnap $O $R"
 bad "Region belongs to another origin" "0 $N presnap $O $R 2 origin_id ${ID%ff}00"
-bad "Region belongs to an origin of another size" "0 $((N / 2)) presnap $O $R"
+bad "Region belongs to a larger origin: it does not shrink" "0 $((N / 2)) presnap $O $R"
 bad "Region is not formatted, or its superblocks are damaged" "0 $N presnap $O $R2"
 null_blk small 4M
 bad "Region device is too small" "0 $N presnap $O /dev/small"
@@ -97,7 +97,7 @@ ok "tables load again as they are shown, in whatever case they were written"
 dmsetup create p --table "0 $N presnap $O $R"
 bad "Region is in use by another presnap device" "0 $N presnap $O $R"
 bad "Region is in use by another presnap device" "0 $N presnap $O2 $R"
-expect_fail -m "The size cannot change while the region is open" dmsetup reload p --table "0 $((N / 2)) presnap $O $R"
+expect_fail -m "Region belongs to a larger origin: it does not shrink" dmsetup reload p --table "0 $((N / 2)) presnap $O $R"
 eq "$(dmsetup table p)" "0 $N presnap $(devno "$O") $(devno "$R")" "the live table after a bad reload"
 dmsetup remove p
 ok "a region in use"

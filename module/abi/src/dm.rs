@@ -61,6 +61,11 @@ pub trait Target: Sized + Send + Sync + 'static {
         status
     }
 
+    /// The table is about to be live; on failure it is not, and the device stays suspended.
+    fn preresume(&self) -> Result {
+        Ok(())
+    }
+
     /// The table is live from now on.
     fn resume(&self) {}
 
@@ -502,6 +507,7 @@ impl Registration {
                     dtr: Some(dtr::<T>),
                     map: Some(map::<T>),
                     end_io: Some(end_io::<T>),
+                    preresume: Some(preresume::<T>),
                     resume: Some(resume::<T>),
                     postsuspend: Some(postsuspend::<T>),
                     status: Some(status::<T>),
@@ -636,6 +642,17 @@ unsafe extern "C" fn end_io<T: Target>(
     // SAFETY: As above.
     unsafe { *error = status };
     bindings::DM_ENDIO_DONE as i32
+}
+
+/// # Safety
+///
+/// Called by device-mapper with a target that `ctr` made.
+unsafe extern "C" fn preresume<T: Target>(ti: *mut dm_target) -> kernel::ffi::c_int {
+    // SAFETY: A live target.
+    match unsafe { private::<T>(ti) }.preresume() {
+        Ok(()) => 0,
+        Err(e) => e.to_errno(),
+    }
 }
 
 /// # Safety

@@ -19,12 +19,14 @@ pub(crate) mod bytes;
 pub mod index;
 pub mod intent;
 pub mod layout;
+pub mod origin;
 pub mod root;
 pub mod superblock;
 
 pub use index::{IndexBlock, IndexEntry, IndexPick, SlotKind, UnconfirmedSlots};
 pub use intent::{Extents, IntentMap};
 pub use layout::{Layout, LayoutError};
+pub use origin::{OriginError, OriginGrowth};
 pub use root::{Root, RootHeader, Scope, SnapshotRecord, SnapshotState};
 pub use superblock::Superblock;
 

@@ -113,7 +113,7 @@ pub enum StreamError {
     },
     /// A resumed stream begins elsewhere than the replica stopped.
     ResumeMismatch,
-    /// The origin has another size than the replica's record says: a full stream is needed.
+    /// The origin is smaller than the replica's record says: a full stream is needed.
     SizeChanged,
     /// The replica is smaller than the origin.
     TooSmall {
@@ -174,11 +174,11 @@ impl fmt::Display for StreamError {
                 )
             }
             Self::ResumeMismatch => "the stream resumes elsewhere than the replica stopped",
-            Self::SizeChanged => "the size of the origin has changed: send a full stream",
+            Self::SizeChanged => "the origin is smaller than it was: send a full stream",
             Self::TooSmall { origin_sectors, replica_sectors } => {
                 return write!(
                     f,
-                    "the replica is too small: {replica_sectors} sectors, the origin has {origin_sectors}"
+                    "the replica is too small: {replica_sectors} sectors, the origin has {origin_sectors}; enlarge the replica first"
                 )
             }
             Self::WouldOverwrite => "the replica is a copy of another origin, overwriting it was not allowed",

@@ -6,7 +6,7 @@ mod common;
 
 use common::{command, flip, ok, path, presnap, refused, stderr, Replica, Rng, World, BLOCK};
 use presnap_engine::replication::replica::REPLICA_BYTES;
-use presnap_engine::replication::{Replica as Record, StreamHeader};
+use presnap_engine::replication::{Encoder, Replica as Record, StreamHeader};
 
 const HEADER: usize = 128;
 const RECORD: usize = 40;
@@ -164,6 +164,31 @@ fn bad_streams_change_nothing() {
 }
 
 #[test]
+fn the_origin_grows() {
+    let w = world(5);
+    let r = Replica::new(&w, "replica", 600);
+    ok(r.receive(&w.full(1), &[]));
+    // A delta with one block, which is new.
+    let mut header = StreamHeader::decode(&w.delta(2, 1)).expect("a header");
+    (header.origin_sectors, header.total_blocks) = (601 * 8, 1);
+    let block = [7; BLOCK];
+    let mut stream = vec![0; HEADER];
+    header.encode(stream.first_chunk_mut().expect("128 bytes"));
+    let mut encoder = Encoder::new(&header);
+    stream
+        .extend(encoder.data(600, 1, presnap_engine::crc32c::crc32c(0, &block)).expect("a record"));
+    stream.extend(block);
+    stream.extend(encoder.end().expect("an end"));
+    unchanged(&r, &stream, "enlarge the replica first", "not enlarged");
+    let target = std::fs::OpenOptions::new().write(true).open(&r.target).expect("opens");
+    target.set_len(601 * BLOCK as u64).expect("enlarged");
+    ok(r.receive(&stream, &[]));
+    r.holds(&[&w.images[&1][..], &block].concat());
+    // What it holds now is that of the larger origin.
+    unchanged(&r, &w.delta(3, 2), "smaller than it was", "shrunk");
+}
+
+#[test]
 fn streams_that_do_not_fit_change_nothing() {
     let w = world(5);
     let r = Replica::new(&w, "replica", 600);
@@ -177,12 +202,15 @@ fn streams_that_do_not_fit_change_nothing() {
     unchanged(&r, &foreign.full(3), "--force", "foreign full stream");
     let small = Replica::new(&w, "small", 599);
     unchanged(&small, &w.full(1), "too small", "small");
-    // Another size of the origin.
+    // An origin that is smaller, and one that has grown beyond the replica.
     let mut header = StreamHeader::decode(&w.delta(3, 2)).expect("a header");
     header.origin_sectors -= 8;
     let mut stream = w.delta(3, 2);
     header.encode(stream.first_chunk_mut().expect("128 bytes"));
-    unchanged(&r, &stream, "size of the origin has changed", "resized");
+    unchanged(&r, &stream, "smaller than it was", "shrunk");
+    header.origin_sectors += 16;
+    header.encode(stream.first_chunk_mut().expect("128 bytes"));
+    unchanged(&r, &stream, "enlarge the replica first", "grown");
     // Changed by somebody else.
     flip(&r.target, 1080);
     unchanged(&r, &w.delta(3, 2), "was changed since snapshot 2", "mounted");

@@ -5,7 +5,7 @@
 use crate::config::{Config, Trouble};
 use crate::image::Image;
 use crate::run::reached;
-use crate::world::{World, REGION};
+use crate::world::{World, ORIGIN, REGION};
 use fastrand::Rng;
 use presnap_abi::bio::{Op, Status, STS_NOSPC, STS_OK, STS_TIMEOUT};
 use presnap_abi::dm::DeviceNumber;
@@ -109,7 +109,7 @@ impl History {
         if self.one_in(50) {
             let loads = [Load::Uniform, Load::Hot, Load::Stream];
             self.load.set(loads[self.below(3) as usize]);
-            self.at.set(self.below(world.config.origin_blocks));
+            self.at.set(self.below(world.blocks()));
         }
         if world.config.trouble == Trouble::RegionDies && self.one_in(200) {
             note!("the region dies");
@@ -120,6 +120,9 @@ impl History {
         }
         if self.one_in(200) {
             self.grow(world);
+        }
+        if self.one_in(120) {
+            self.grow_origin(world);
         }
         self.ask_for_snapshot(world);
         match self.below(100) {
@@ -158,6 +161,19 @@ impl History {
             assert!(slots[0] <= slots[1], "{answer}");
             reached("regions grown", u64::from(slots[0] < slots[1]));
         }
+    }
+
+    /// The origin's disk gets larger, and the table is reloaded with its new length.
+    fn grow_origin(&self, world: &World) {
+        let now = world.machine.disk(ORIGIN, |disk| disk.current().len());
+        if now > 3 * world.config.origin_blocks || world.config.trouble.of_region() {
+            return;
+        }
+        let more = [1, 40, 300][self.below(3) as usize];
+        let more = self.below(more.min(now)) + 1;
+        note!("the origin's disk grows by {more} blocks");
+        world.machine.disk_mut(ORIGIN, |disk, _| disk.grow(more));
+        self.wants_reload.set(true);
     }
 
     fn ask_for_snapshot(&self, world: &World) {
@@ -228,9 +244,8 @@ impl History {
     }
 
     /// A range of sectors for a request.
-    fn place(&self, world: &World) -> (u64, u32) {
+    fn place(&self, world: &World, blocks: u64) -> (u64, u32) {
         let config = &world.config;
-        let blocks = config.origin_blocks;
         let length = if self.one_in(3) { 1 } else { 1 + self.below(config.longest.into()) };
         let length = if self.one_in(40) { length * 3 } else { length };
         let length = length.min(blocks);
@@ -259,7 +274,7 @@ impl History {
         if world.outstanding.get() >= world.config.depth {
             return;
         }
-        let (sector, sectors) = self.place(world);
+        let (sector, sectors) = self.place(world, world.blocks());
         let op = match self.below(100) {
             0..=4 => Op::Discard,
             5..=9 => Op::WriteZeroes,
@@ -317,9 +332,9 @@ impl History {
             view.table.suspend();
             return;
         }
-        let (sector, sectors) = self.place(world);
         let views = self.views.borrow();
         let view = &views[n];
+        let (sector, sectors) = self.place(world, view.image.len());
         let (id, image, reads) = (view.id, view.image.clone(), view.reads.clone());
         reads.set(reads.get() + 1);
         note!("view of {id}: read {sector} +{sectors}");
@@ -357,7 +372,7 @@ impl History {
         let words = format!("{} {id}", world.number);
         match Table::<Image>::load(number, sectors, &words) {
             Ok(table) => {
-                table.resume();
+                table.resume().expect("a view resumes");
                 note!("view of {id} comes");
                 self.views.borrow_mut().push(View { table, id, image, reads: Rc::default() });
             }
@@ -372,6 +387,16 @@ impl History {
         for id in self.held.take() {
             let _ = world.message(&format!("release {id}"));
         }
+    }
+
+    /// Takes all views away; while there are some, `refused` must hold.
+    pub(crate) fn close_views(&self, world: &World, refused: impl Fn() -> bool) {
+        if !self.views.borrow().is_empty() {
+            assert!(refused(), "the origin grows under a view");
+            reached("origins not grown under a view", 1);
+        }
+        world.machine.wait_for(|| self.views.borrow().iter().all(|v| v.reads.get() == 0));
+        self.drop_views();
     }
 
     /// Takes all views away.

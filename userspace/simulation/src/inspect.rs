@@ -95,6 +95,11 @@ impl<'a> Region<'a> {
         Ok(Self { blocks, layout, limits, root, index })
     }
 
+    /// Blocks of the origin that it is for.
+    pub(crate) fn origin_blocks(&self) -> u64 {
+        self.limits.origin_blocks
+    }
+
     /// The content of a slot.
     pub(crate) fn slot(&self, slot: u32) -> &Rc<Block> {
         self.blocks.block(self.layout.slot_block(slot))

@@ -81,6 +81,14 @@ impl Oracle {
         }
     }
 
+    /// The origin grows to so many blocks: of those that are new no replica has the content.
+    pub(crate) fn origin_grows(&mut self, before: u64, after: u64) {
+        self.seq += 1;
+        let last = Rc::make_mut(&mut self.last);
+        last.resize(after as usize, self.seq);
+        last[before as usize..].fill(self.seq);
+    }
+
     /// The region has failed.
     pub(crate) fn region_failed(&mut self) {
         self.failed_at = Some(self.seq);
@@ -168,6 +176,14 @@ impl Oracle {
             return Ok(());
         }
         for (block, &has) in (0u64..).zip(delta) {
+            if block >= base.image.len() {
+                if !has {
+                    return Err(format!(
+                        "block {block} is new since the base, and not in the delta"
+                    ));
+                }
+                continue;
+            }
             if !has && !taken.image.same(&base.image, block) {
                 return Err(format!(
                     "block {block} is not in the delta, and differs from snapshot {}",
@@ -199,7 +215,8 @@ impl Oracle {
         if self.failed_at.is_some_and(|seq| seq >= base.seq) {
             return Ok(());
         }
-        match (0..origin.len()).find(|&b| !changed(b) && !origin.same(&base.image, b)) {
+        let same = |b| b < base.image.len() && origin.same(&base.image, b);
+        match (0..origin.len()).find(|&b| !changed(b) && !same(b)) {
             Some(b) => {
                 Err(format!("block {b} differs from base {base_id}, and passes for unchanged"))
             }
@@ -219,9 +236,15 @@ impl Oracle {
                 continue;
             }
             let Some(taken) = self.taken.get(&entry.snapshot) else { continue };
+            if entry.block >= taken.image.len() {
+                // The origin has grown since: there is no image of that.
+                continue;
+            }
             if **region.slot(*slot) != **taken.image.block(entry.block) {
                 let content = &region.slot(*slot)[..];
-                let same = |(_, t): &(&u32, &Rc<Taken>)| t.image.block(entry.block)[..] == *content;
+                let same = |(_, t): &(&u32, &Rc<Taken>)| {
+                    entry.block < t.image.len() && t.image.block(entry.block)[..] == *content
+                };
                 let of: Vec<u32> = self.taken.iter().filter(same).map(|(id, _)| *id).collect();
                 let has = crc32c::crc32c(content);
                 return Err(format!(

@@ -53,6 +53,8 @@ pub(crate) struct World {
     pub(crate) history: History,
     /// Requests of the user that have not ended.
     pub(crate) outstanding: Rc<Cell<u32>>,
+    /// Blocks of the origin that the table maps.
+    blocks: Cell<u64>,
     newest: Cell<u32>,
     /// Chooses when power fails, and how.
     pub(crate) fate: RefCell<Rng>,
@@ -102,6 +104,7 @@ impl World {
             told: RefCell::new(remains.told.clone()),
             history: History::new(Rng::with_seed(fate.u64(..)), &config),
             outstanding: Rc::default(),
+            blocks: Cell::new(0),
             newest: Cell::new(0),
             fate: RefCell::new(fate),
             losses: RefCell::default(),
@@ -116,20 +119,40 @@ impl World {
         Ok(world)
     }
 
-    fn load_table(&self) -> Result<Table<Target>, String> {
+    /// Blocks of the origin that the table maps.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.blocks.get()
+    }
+
+    /// The blocks that the region is for, as `presnap open` finds it.
+    fn blocks_of_region(&self) -> Result<u64, String> {
+        let region = self.machine.disk(REGION, |disk| disk.current().clone());
+        Ok(Region::read(&region)?.origin_blocks())
+    }
+
+    fn load_table(&self, blocks: u64) -> Result<Table<Target>, String> {
         let [origin, region] = [ORIGIN, REGION].map(DeviceNumber::of_disk);
         let on_error = if self.config.fail_writes { " 2 on_error fail-writes" } else { "" };
         let words = format!("{origin} {region}{on_error}");
-        let sectors = self.config.origin_blocks * BLOCK_SECTORS;
-        Table::<Target>::load(self.number, sectors, &words)
+        Table::<Target>::load(self.number, blocks * BLOCK_SECTORS, &words)
             .map_err(|e| format!("refused: {} ({:?})", e.why, e.error))
     }
 
     /// Loads the table and lets it live.
     fn load(&self) -> Result<(), String> {
-        let table = self.load_table()?;
-        table.resume();
-        let device = table.target().device().clone();
+        let blocks = self.blocks_of_region()?;
+        let there = self.machine.disk(ORIGIN, |disk| disk.current().len());
+        assert!(there >= blocks, "the region is for a larger origin than there is");
+        if there > blocks {
+            // Nobody takes it for one of that size.
+            let refused = self.load_table(there).err().ok_or("a larger origin is taken")?;
+            reached("openings with another length refused", 1);
+            note!("{refused}");
+        }
+        let table = self.load_table(blocks)?;
+        table.resume().map_err(|e| format!("not resumed: {e:?}"))?;
+        self.blocks.set(blocks);
+        let device = table.target().device().ok_or("resumed without a device")?.clone();
         self.newest.set(device.newest());
         *self.device.borrow_mut() = Some(device);
         *self.table.borrow_mut() = Some(table);
@@ -275,11 +298,36 @@ impl World {
     fn reload(&self) -> Result<(), String> {
         let left = self.history.pause();
         self.drain_requests()?;
+        let now = self.blocks();
+        let mut there = self.machine.disk(ORIGIN, |disk| disk.current().len());
+        if there > now && self.health() == Health::Invalid {
+            assert!(
+                self.load_table(there).is_err(),
+                "the origin grows though the region has failed"
+            );
+            there = now;
+        }
+        assert!(self.load_table(now - 1).is_err(), "a smaller origin is taken");
+        if there > now {
+            self.history.close_views(self, || self.load_table(there).is_err());
+        }
         let before = self.table.take();
-        let table = self.load_table()?;
+        let table = self.load_table(there)?;
         if let Some(before) = before {
+            if there > now {
+                // Asked for just now, too, or under way: it is dropped.
+                self.oracle.borrow_mut().origin_grows(now, there);
+            }
             before.suspend();
-            table.resume();
+            table.resume().map_err(|e| format!("not resumed: {e:?}"))?;
+            drop(before);
+        }
+        if there > now {
+            reached("origins grown", 1);
+            self.blocks.set(there);
+            let device = table.target().device().ok_or("resumed without a device")?.clone();
+            self.newest.set(device.newest());
+            *self.device.borrow_mut() = Some(device);
         }
         *self.table.borrow_mut() = Some(table);
         reached("tables reloaded", 1);
@@ -332,7 +380,8 @@ impl World {
             return Ok(());
         }
         reached("openings that know the changes", 1);
-        let origin = self.machine.disk(ORIGIN, |disk| disk.current().clone());
+        let blocks = self.blocks();
+        let origin = self.machine.disk(ORIGIN, |disk| disk.current().truncated(blocks));
         let dirty = device.generations.dirty();
         self.oracle.borrow().check_changes(base, &origin, |block| dirty.test(block))
     }
@@ -350,11 +399,11 @@ impl World {
             let taken = self.oracle.borrow().taken.get(&id).cloned();
             let taken = taken.ok_or(format!("image {id} was never taken"))?;
             let words = format!("{} {id}", self.number);
-            let sectors = self.config.origin_blocks * BLOCK_SECTORS;
+            let sectors = taken.image.sectors();
             let number = DeviceNumber::of_mapped(1);
             let view = Table::<crate::image::Image>::load(number, sectors, &words)
                 .map_err(|e| format!("image {id} is refused: {}", e.why))?;
-            view.resume();
+            view.resume().map_err(|e| format!("image {id} is not resumed: {e:?}"))?;
             let read: Rc<RefCell<Vec<Option<Vec<u8>>>>> = Rc::default();
             let piece = 32 * BLOCK_SECTORS;
             for (n, sector) in (0..sectors).step_by(piece as usize).enumerate() {
@@ -393,8 +442,9 @@ impl World {
     fn whence(&self, block: u64, content: &[u8]) -> String {
         let origin = self.machine.disk(ORIGIN, |disk| disk.current().block(block)[..] == *content);
         let oracle = self.oracle.borrow();
-        let same =
-            |(_, t): &(&u32, &Rc<crate::oracle::Taken>)| t.image.block(block)[..] == *content;
+        let same = |(_, t): &(&u32, &Rc<crate::oracle::Taken>)| {
+            block < t.image.len() && t.image.block(block)[..] == *content
+        };
         let images: Vec<u32> = oracle.taken.iter().filter(same).map(|(id, _)| *id).collect();
         let region = self.machine.disk(REGION, |disk| disk.current().clone());
         let entries: Vec<String> = Region::read(&region).map_or_else(
@@ -526,8 +576,9 @@ impl World {
             return;
         }
         note!("T0 of snapshot {newest}");
-        let (writes, image) =
-            self.machine.disk(ORIGIN, |disk| (disk.writes_in_flight(), disk.current().clone()));
+        let (writes, image) = self.machine.disk(ORIGIN, |disk| {
+            (disk.writes_in_flight(), disk.current().truncated(self.blocks()))
+        });
         assert_eq!(writes, 0, "T0 of snapshot {newest} with writes in flight");
         self.oracle.borrow_mut().t0(newest, image);
     }

@@ -149,7 +149,8 @@ impl Replica {
             let (base, replica) = (header.base, self.snapshot);
             return Err(StreamError::BaseMismatch { base, replica });
         }
-        if self.origin_sectors != origin_sectors {
+        // One that has grown since is new there, and so in the delta; it does not shrink.
+        if origin_sectors < self.origin_sectors {
             return Err(StreamError::SizeChanged);
         }
         Ok(())
@@ -241,8 +242,10 @@ mod tests {
         assert_eq!(check(holding(5), header()), Err(there));
         let other = Replica { region_uuid: [8; 16], ..holding(4) };
         assert_eq!(check(other, header()), Err(StreamError::OtherOrigin));
-        let resized = Replica { origin_sectors: 8000, ..holding(4) };
-        assert_eq!(check(resized, header()), Err(StreamError::SizeChanged));
+        let grown = Replica { origin_sectors: 8000, ..holding(4) };
+        assert_eq!(check(grown, header()), Ok(()));
+        let shrunk = Replica { origin_sectors: 8004, ..holding(4) };
+        assert_eq!(check(shrunk, header()), Err(StreamError::SizeChanged));
         let small = holding(4).accept(&header(), 8002, true);
         assert!(matches!(small, Err(StreamError::TooSmall { .. })));
     }

@@ -148,7 +148,8 @@ impl Args {
                 }
             }
         } else if let Some(print) = record.fingerprint {
-            if target.fingerprint(header)? != print {
+            // Of what it holds: the origin may have grown since.
+            if target.fingerprint(record.replica.origin_sectors)? != print {
                 bail!(
                     "{shown} was changed since snapshot {} was received (was it mounted?): send in full",
                     record.replica.snapshot
@@ -227,7 +228,7 @@ impl Args {
         })?;
         let header = header.context("a stream without a header")?;
         target.file.sync_all().with_context(|| self.target.display().to_string())?;
-        let print = target.fingerprint(&header)?;
+        let print = target.fingerprint(header.origin_sectors)?;
         let completed = record.replica.completed(&header);
         record.store(completed, Some(print))?;
         progress.done();
@@ -321,8 +322,8 @@ impl Target {
         Ok(Self { file, sectors: bytes / u64::from(SECTOR_BYTES) })
     }
 
-    fn fingerprint(&self, header: &StreamHeader) -> Result<u32> {
-        fingerprint(&self.file, header.origin_sectors / 8).context("reading the target")
+    fn fingerprint(&self, sectors: u64) -> Result<u32> {
+        fingerprint(&self.file, sectors / 8).context("reading the target")
     }
 
     /// Zeroes a run: by the device's own command, or by writing.

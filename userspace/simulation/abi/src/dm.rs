@@ -60,6 +60,15 @@ pub trait Target: Sized + 'static {
         status
     }
 
+    /// The table is about to be live; on failure it is not.
+    ///
+    /// # Errors
+    ///
+    /// Those of the target.
+    fn preresume(&self) -> Result {
+        Ok(())
+    }
+
     /// The table is live from now on.
     fn resume(&self) {}
 

@@ -125,9 +125,15 @@ impl<T: Target + 'static> Table<T> {
         &self.target.0
     }
 
-    /// The table is live.
-    pub fn resume(&self) {
+    /// The table becomes live.
+    ///
+    /// # Errors
+    ///
+    /// Those of the target, which stays as it is then.
+    pub fn resume(&self) -> Result {
+        self.target().preresume()?;
         self.target().resume();
+        Ok(())
     }
 
     /// The table is suspended; there must be no bio on its way.

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::init::PinInit;
 use core::ops::{Deref, DerefMut};
 use presnap_machine::Machine;
-use std::cell::{RefCell, RefMut};
+use std::cell::{OnceCell, RefCell, RefMut};
 use std::rc::Rc;
 
 /// A shared value.
@@ -91,6 +91,27 @@ impl<T, const SPIN: bool> Lock<T, SPIN> {
         let value = self.0.try_borrow_mut().ok()?;
         machine.lock(SPIN);
         Some(Guard { value, machine })
+    }
+}
+
+/// A place that is filled once.
+pub struct SetOnce<T>(OnceCell<T>);
+
+impl<T> SetOnce<T> {
+    /// An empty one.
+    #[allow(clippy::new_without_default)]
+    pub const fn new() -> Self {
+        Self(OnceCell::new())
+    }
+
+    /// What is there.
+    pub fn as_ref(&self) -> Option<&T> {
+        self.0.get()
+    }
+
+    /// Fills it; `false` if it is full.
+    pub fn populate(&self, value: T) -> bool {
+        self.0.set(value).is_ok()
     }
 }
 

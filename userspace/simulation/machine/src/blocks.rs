@@ -77,6 +77,16 @@ impl Blocks {
         }
     }
 
+    /// Adds what a larger content has more.
+    pub fn extend(&mut self, larger: &Self) {
+        self.0.extend_from_slice(&larger.0[self.0.len()..]);
+    }
+
+    /// Only the first `blocks` blocks.
+    pub fn truncated(&self, blocks: u64) -> Self {
+        Self(self.0[..blocks as usize].to_vec())
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -176,7 +176,8 @@ impl Disk {
     /// Makes it larger.
     pub fn grow(&mut self, blocks: u64) {
         self.current.grow(blocks);
-        self.durable.grow(blocks);
+        // What is new has one content, whatever is in the cache.
+        self.durable.extend(&self.current);
         self.durable_seq.resize(self.current.sectors() as usize, 0);
     }
 

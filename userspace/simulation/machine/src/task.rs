@@ -97,6 +97,7 @@ impl Machine {
 
     /// Whether every task sleeps and nobody has woken it.
     pub fn tasks_asleep(&self) -> bool {
-        self.tasks.borrow().iter().all(|slot| slot.wake.due.get().is_none())
+        let tasks = self.tasks.borrow();
+        tasks.iter().all(|slot| slot.task.is_none() || slot.wake.due.get().is_none())
     }
 }
