@@ -3,7 +3,7 @@
 # presnap: see README.md; `make help` lists what can be made. The work is done by scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help sysroot kdir module clippy-module userspace clippy-userspace fmt check-fmt test unit-test fuzz vm-test kill-test test-deep demo bench clean distclean-cache
+.PHONY: help sysroot kdir module clippy-module userspace clippy-userspace fmt check-fmt test test-debug unit-test fuzz vm-test kill-test test-deep demo bench clean distclean-cache
 MAKEFLAGS += --no-builtin-rules
 
 help: ## this list

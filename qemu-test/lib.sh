@@ -15,6 +15,8 @@ die() {
 	exit 1
 }
 note() { echo "-- $*"; }
+# result WORDS: shown in the summary, too
+result() { echo "<4>### presnap note $*" >/dev/kmsg; }
 
 # eq GOT WANT WHAT
 eq() { [ "$1" = "$2" ] || die "$3: got '$1', want '$2'"; }
@@ -47,9 +49,9 @@ $_said" ;;
 	esac
 }
 
-# wait_for SECONDS COMMAND...: until the command succeeds
+# wait_for SECONDS COMMAND...: until the command succeeds; on a slow kernel for $SLOW times as long
 wait_for() {
-	_until=$(($(cut -d. -f1 /proc/uptime) + $1))
+	_until=$(($(cut -d. -f1 /proc/uptime) + $1 * ${SLOW:-1}))
 	shift
 	while ! "$@" >/dev/null 2>&1; do
 		[ "$(cut -d. -f1 /proc/uptime)" -lt "$_until" ] || die "waited in vain for: $*"
