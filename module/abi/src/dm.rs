@@ -559,6 +559,7 @@ unsafe extern "C" fn ctr<T: Target>(
     ti.num_secure_erase_bios = 1;
     ti.num_write_zeroes_bios = 1;
     ti.per_io_data_size = per_bio_size::<T::PerBio>() as u32;
+    let unknown = ti.error;
     let mut ctor = Constructor { ti };
     if !T::READ_ONLY && ctor.read_only() {
         ctor.error(c"the device must be opened read-write");
@@ -570,8 +571,12 @@ unsafe extern "C" fn ctr<T: Target>(
             0
         }
         Err(e) => {
-            if ctor.ti.error.is_null() {
-                ctor.error(c"cannot create target");
+            if core::ptr::eq(ctor.ti.error, unknown) {
+                ctor.error(if e == ENOMEM {
+                    c"Not enough memory"
+                } else {
+                    c"Cannot create target"
+                });
             }
             e.to_errno()
         }
