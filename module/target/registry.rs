@@ -34,6 +34,13 @@ pub(crate) fn init() {
     lock::init();
 }
 
+/// Frees the memory of an empty list: a static is never dropped, not even with the module.
+fn trim(entries: &mut KVec<Entry>) {
+    if entries.is_empty() {
+        *entries = KVec::new();
+    }
+}
+
 /// One table's use of a device. Dropping the last one closes the region.
 pub(crate) struct User {
     key: u64,
@@ -163,6 +170,7 @@ impl Drop for User {
             // Stops the worker, which closes the region in order, while the devices are still open.
             // The list stays locked: nobody may open the region before that.
             drop(entries.remove(i));
+            trim(&mut entries);
         }
     }
 }
@@ -221,6 +229,7 @@ pub(crate) fn open(
 ) -> Result<User> {
     let mut words = Words::default();
     let user = open_locked(&mut words, origin.block(), region.block(), sectors, features, md);
+    trim(&mut lock::ENTRIES.lock());
     user.inspect_err(|_| words.tell(ctor))
 }
 
@@ -273,7 +282,7 @@ fn open_locked(
     restore_guard(&device);
     let mut users = KVec::with_capacity(1, GFP_KERNEL)?;
     users.push_within_capacity(md.number()).map_err(|_| ENOMEM)?;
-    make_room(&mut entries)?;
+    make_room(entries)?;
     let worker = make_worker(&device, found)?;
     // Only now: what has failed so far has left the region as it was.
     mark.set(&device).inspect_err(|_| words.error(c"Cannot write to the region device"))?;
