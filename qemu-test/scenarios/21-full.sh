@@ -19,6 +19,8 @@ presnap format --origin $O $R --force >/dev/null 2>&1
 dmsetup create p --table "0 65536 presnap $O $R"
 S=/sys/block/$(dmsetup info -c --noheadings -o blkdevname p)/presnap
 eq "$(cat "$S/total_slots")" 2000 slots
+# The slots are counted here: none for what is dirty and not written any more.
+echo 86400000 >"$S/intent_clean_ms"
 
 ship() { # ship ID BASE WHAT: the delta, applied to the replica, makes it /tmp/at
 	presnap send p "$1" --base "$2" 2>/dev/null | presnap receive /dev/replica 2>/dev/null

@@ -17,6 +17,7 @@ presnap format --origin $O $R --force >/dev/null 2>&1
 dmsetup create p --table "0 65536 presnap $O $R 4 scope image on_error fail-writes"
 S=/sys/block/$(dmsetup info -c --noheadings -o blkdevname p)/presnap
 echo off >"$S/predictor"
+echo 86400000 >"$S/intent_clean_ms" # no slot for what is dirty and not written any more
 head -c 1048576 /dev/urandom >/tmp/new
 
 # put UNIT: 64 KiB of new data; sets `said` if it fails
