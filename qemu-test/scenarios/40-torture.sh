@@ -107,4 +107,4 @@ with_model() { usual "$1" predictor=model tick_ms=50 "model=$2" horizon_ms=500 t
 with_model trained-model /presnap/models/default.psm
 with_model random-weights /presnap/blobs/mlp.psm
 [ -n "$*" ] || [ "$total" -ge $((8 + 7 * N)) ] || die "only $total snapshots"
-result "$total snapshots"
+result "$total snapshots, most modes $N"
