@@ -61,7 +61,8 @@ pub(crate) struct IntentWriter {
     map: KBox<Transfer>,
     mapping: bool,
     clean: Clean,
-    next_clean_ns: u64,
+    /// When that began the last time.
+    cleaned_ns: u64,
     /// Extents that writers do not count on any more, and a map must still have.
     leaving: BlockMap,
     /// Extents have left that the map on disk still has.
@@ -92,7 +93,7 @@ impl IntentWriter {
             map: Transfer::new(client, wake, INTENT_MAP_BYTES)?,
             mapping: false,
             clean: Clean::Resting,
-            next_clean_ns: 0,
+            cleaned_ns: 0,
             leaving: block_map(extents)?,
             left: false,
             page: Transfer::new(client, wake, BLOCK_BYTES as usize)?,
@@ -351,10 +352,11 @@ impl Worker {
         match self.intent.clean {
             Clean::Resting => {
                 let rest_ns = self.dev.knobs.ms_as_ns(Knob::IntentCleanMs);
-                if self.intent.next_clean_ns == 0 {
-                    self.intent.next_clean_ns = now.saturating_add(rest_ns);
-                } else if now >= self.intent.next_clean_ns {
-                    self.intent.next_clean_ns = now.saturating_add(rest_ns);
+                // The knob counts from the last time on, also if it was turned since.
+                if self.intent.cleaned_ns == 0 {
+                    self.intent.cleaned_ns = now;
+                } else if now >= self.intent.cleaned_ns.saturating_add(rest_ns) {
+                    self.intent.cleaned_ns = now;
                     self.intent.clean = Clean::Unit(0);
                 }
             }
