@@ -95,7 +95,7 @@ asked() {
 	[ "$(message list | cut -d' ' -f1)" = "$id" ] || { why="list: $(message list)" && return 1; }
 }
 dd if=/tmp/want of=/dev/mapper/p bs=64k count=4 oflag=direct conv=notrunc status=none
-EACH=100 one_by_one "messages" - messages asked
+EACH=${EACH:-12} GROW=${GROW:-1} one_by_one "messages" - messages asked
 
 sysfs() {
 	local f
