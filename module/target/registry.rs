@@ -282,7 +282,7 @@ fn open_locked(
     restore_guard(&device);
     let mut users = KVec::with_capacity(1, GFP_KERNEL)?;
     users.push_within_capacity(md.number()).map_err(|_| ENOMEM)?;
-    make_room(entries)?;
+    make_room(&mut entries)?;
     let worker = make_worker(&device, found)?;
     // Only now: what has failed so far has left the region as it was.
     mark.set(&device).inspect_err(|_| words.error(c"Cannot write to the region device"))?;
