@@ -76,7 +76,8 @@ impl World {
         let uuid = rng.u128(..).to_le_bytes();
         let sectors = config.origin_blocks * BLOCK_SECTORS;
         let region = crate::inspect::format(config.region_blocks, sectors, uuid);
-        let oracle = Oracle::new(config.origin_blocks);
+        let mut oracle = Oracle::new(config.origin_blocks);
+        oracle.writes_fail = config.trouble == Trouble::OriginWrites;
         Remains { now: 1_000_000_000, origin, region, oracle, told: Told::default() }
     }
 
