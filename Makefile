@@ -46,7 +46,7 @@ fuzz: ## fuzzing, with what was found before [MINUTES=10] [TARGET=...]
 vm-test: module userspace ## the scenarios in the VM [SCENARIOS="name ..."]
 	@qemu-test/run $(SCENARIOS)
 
-kill-test: module userspace ## QEMU killed while presnap writes, and started again [KILLS=4]
+kill-test: module userspace ## QEMU killed while presnap writes, and started again [KILLS=2]
 	@qemu-test/killed $(KILLS)
 
 test: ## everything: format, lints, unit tests, module, VM scenarios

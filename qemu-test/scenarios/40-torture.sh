@@ -96,7 +96,7 @@ overtaken() {
 overtaken overtaken 4 6 mirror=off
 overtaken overtaken-mirrored 4 6 mirror=force
 # On a slow kernel half as many.
-N=${N:-$((${SLOW:-1} > 1 ? 3 : 6))}
+N=${N:-$((${SLOW:-1} > 1 ? 3 : 4))}
 usual() { torture "$1" "$N" "${S:-6}" --threads=6 --lag=1 "${@:2}"; }
 usual ewma predictor=ewma tick_ms=50 horizon_ms=500
 usual off predictor=off

@@ -188,7 +188,8 @@ impl Oracle {
                 continue;
             }
             let lost_power = taken.era != base.era;
-            if !has && !taken.image.same(&base.image, block) && !(lost_power && self.writes_fail) {
+            let forgiven = lost_power && self.writes_fail;
+            if !has && !forgiven && !taken.image.same(&base.image, block) {
                 return Err(format!(
                     "block {block} is not in the delta, and differs from snapshot {}",
                     record.base_id
