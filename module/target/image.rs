@@ -92,7 +92,7 @@ impl Image {
         // the bitmap says so; what is staged for the coming one is not part of the chain yet; all
         // older ones are whole. The origin still has what is not preserved.
         let find = |block| {
-            let (snapshot, slot) = slots.lookup_at_or_after(self.id, block)?;
+            let (snapshot, slot) = slots.lookup_to_read(self.id, block)?;
             let whole = snapshot < newest || g.preserved().test(block);
             (snapshot < coming && whole).then_some(slot)
         };

@@ -617,6 +617,16 @@ where
             .min()
     }
 
+    /// [`Self::lookup_at_or_after`] for who is going to read the slot: leaves out slots whose data is still on its way.
+    ///
+    /// Whoever was let go meanwhile has been because a later snapshot has the block, too; else the origin has it still.
+    pub fn lookup_to_read(&self, snapshot: u32, block: u64) -> Option<(u32, u32)> {
+        self.chain(block)
+            .filter(|(_, entry)| entry.snapshot >= snapshot && entry.state == DATA)
+            .map(|(slot, entry)| (entry.snapshot, slot))
+            .min()
+    }
+
     /// Frees a slot in use or reserved; returns what it held, `None` if nothing.
     pub fn free(&mut self, slot: u32) -> Option<IndexEntry> {
         let entry = *self.get(slot)?;
@@ -781,8 +791,10 @@ mod tests {
         t.free(1);
         assert_eq!(doubts(&t), [None, unconfirmed, unconfirmed, None, None, None]);
         assert_eq!(t.lookup(4, 77), Some(2));
+        assert_eq!((t.lookup_to_read(4, 77), t.lookup_to_read(4, 78)), (Some((5, 4)), None));
         t.confirm(2);
         t.confirm(4);
+        assert_eq!((t.lookup_to_read(4, 77), t.lookup_to_read(6, 77)), (Some((4, 2)), None));
         assert_eq!(doubts(&t), [None, None, unconfirmed, None, None, None]);
         assert_eq!(t.entry(2).map(|e| e.kind), Some(SlotKind::Data));
         // One that was never settled is looked up and freed as others are.

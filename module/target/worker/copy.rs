@@ -440,11 +440,11 @@ impl Worker {
         }
         // Index and data may be written at the same time: the entry says that it is not confirmed, and has the
         // data's checksum, so one without the other is found out. With a volatile cache the entry's write is the
-        // barrier for the data, and has to come after it. A view must not find the entry before
-        // the data.
+        // barrier for the data, and has to come after it. A view leaves the entry out until
+        // the data is there.
         let views = self.dev.views.load(Ordering::SeqCst) > 0;
         if purpose == Purpose::Guard && !self.dev.region_cached && !views {
-            self.insert(number, true);
+            self.insert(number, SlotKind::Unconfirmed, true);
         }
         let Some(job) = self.jobs.jobs.get_mut(number) else { return };
         let sector = self.dev.layout().slot_block(job.slot).saturating_mul(BLOCK_SECTORS.into());
@@ -474,14 +474,14 @@ impl Worker {
     }
 
     /// Enters the blocks into the slot table; `urgent` entries are written to the index at once.
-    fn insert(&mut self, number: usize, urgent: bool) {
+    fn insert(&mut self, number: usize, kind: SlotKind, urgent: bool) {
         let Some(job) = self.jobs.jobs.get_mut(number) else { return };
         {
             let mut slots = self.dev.slots.lock();
             let blocks = blocks_of_mask(job.area, job.mask);
             for ((i, block), crc) in (0..AREA_BLOCKS).zip(blocks).zip(job.crcs) {
                 let slot = job.slot.saturating_add(i);
-                if slots.insert(slot, job.snapshot, block, SlotKind::Data, crc).is_err() {
+                if slots.insert(slot, job.snapshot, block, kind, crc).is_err() {
                     // The snapshot was given the block by another way meanwhile.
                     slots.free(slot);
                 }
@@ -500,14 +500,19 @@ impl Worker {
             self.region_failed();
             return;
         }
-        let inserted = job.inserted;
+        let (inserted, slot, len) = (job.inserted, job.slot, job.len());
         let indexed_first = match purpose {
             Purpose::Guard => true,
             Purpose::Final | Purpose::Drain => self.speaks_for_images(),
             _ => false,
         };
-        if !inserted {
-            self.insert(number, indexed_first);
+        if inserted {
+            let mut slots = self.dev.slots.lock();
+            for i in 0..len {
+                slots.confirm(slot.saturating_add(i));
+            }
+        } else {
+            self.insert(number, SlotKind::Data, indexed_first);
         }
         if !indexed_first {
             self.copy_ended(number);
