@@ -20,12 +20,6 @@ dmsetup create p --table "0 65536 presnap $O $R"
 S=/sys/block/$(dmsetup info -c --noheadings -o blkdevname p)/presnap
 eq "$(cat "$S/total_slots")" 2000 slots
 
-ship() { # ship ID BASE WHAT: the delta, applied to the replica, makes it /tmp/at
-	presnap send p "$1" --base "$2" 2>/dev/null | presnap receive /dev/replica 2>/dev/null
-	cmp -n 33554432 /dev/replica /tmp/at || die "$3: the replica is not the origin at T0($1)"
-	ok "$3: delta $1 is whole"
-}
-
 # A delta that does not fit beside a sealed one.
 snap scope image
 presnap send p 1 2>/dev/null | presnap receive /dev/replica 2>/dev/null
