@@ -394,6 +394,9 @@ pub(crate) struct Device {
     pub(crate) after_crash: AtomicBool,
     /// Blocks that pass for changed in the current generation and may not be: after a crash, all of an extent does.
     pub(crate) superset_blocks: AtomicU64,
+    /// Blocks passed for changed when the device was opened, and no snapshot was sealed since: how many of them were not written
+    /// is known only of this opening, not of those before.
+    pub(crate) opened_dirty: AtomicBool,
     /// Areas that the predictor remembers.
     pub(crate) areas_active: AtomicU64,
     pub(crate) wake: Arc<Wake>,
@@ -458,6 +461,7 @@ impl Device {
         let Parts { region_uuid, origin, region, layout, origin_sectors, slots, root, .. } = parts;
         let Parts { full_needed, after_crash, superset_blocks, extents, intents, dirty, .. } =
             parts;
+        let opened_dirty = dirty.count() > 0;
         let generations = Generations::new(dirty)?;
         let touched = block_map(extents.count.into())?;
         let device = Arc::pin_init(
@@ -496,6 +500,7 @@ impl Device {
                 full_needed: AtomicBool::new(full_needed),
                 after_crash: AtomicBool::new(after_crash),
                 superset_blocks: AtomicU64::new(superset_blocks),
+                opened_dirty: AtomicBool::new(opened_dirty),
                 areas_active: AtomicU64::new(0),
                 wake,
                 held <- new_spinlock!(BioList::new(), "presnap::held"),

@@ -523,12 +523,11 @@ impl Worker {
 
     /// Whether copies of the delta may be the only ones of what an older image has.
     ///
-    /// What was written since that image it has itself. But after a crash the delta has blocks that perhaps were not: if
-    /// a writer passed because the unfinished snapshot has such a block, and power failed again, nobody would have it.
+    /// What was written since that image it has itself. But of what passed for changed at the opening some perhaps was not
+    /// written: after a crash, however long ago. If a writer passed because the unfinished snapshot has such a
+    /// block, and power failed again, nobody would have it.
     fn speaks_for_images(&self) -> bool {
-        let superset = self.unsealed.superset_blocks > 0
-            || self.dev.superset_blocks.load(Ordering::Relaxed) > 0;
-        superset && self.dev.guard() == Guard::Image
+        self.dev.opened_dirty.load(Ordering::Relaxed) && self.dev.guard() == Guard::Image
     }
 
     /// The copy is where it belongs: say so.

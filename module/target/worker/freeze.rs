@@ -284,6 +284,7 @@ impl Worker {
         add(&totals.wasted, self.record.wasted);
         self.base_id = self.record.id;
         self.unsealed = Known::default();
+        self.dev.opened_dirty.store(false, Ordering::Relaxed);
         self.intent.begin_generation();
         self.stage.note_snapshot(self.snapshot.times().t0_ns);
         self.record = SnapshotRecord::ZERO;
