@@ -66,6 +66,12 @@ delete() {
 	dmsetup message p 0 delete "$1"
 	wait_for 10 sh -c "! dmsetup message p 0 list | grep -q '^$1 '"
 }
+# ship ID BASE WHAT: the delta, applied to the replica, makes it /tmp/at
+ship() {
+	presnap send p "$1" --base "$2" 2>/dev/null | presnap receive /dev/replica 2>/dev/null
+	cmp -n 33554432 /dev/replica /tmp/at || die "$3: the replica is not the origin at T0($1)"
+	ok "$3: delta $1 is whole"
+}
 image() { dmsetup create v --readonly --table "0 65536 presnap-image /dev/mapper/p $1"; }
 status() { dmsetup status p | cut -d' ' -f4-; }
 # said TEXT: in the kernel's log since the mark

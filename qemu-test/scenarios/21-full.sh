@@ -22,12 +22,6 @@ eq "$(cat "$S/total_slots")" 2000 slots
 # The slots are counted here: none for what is dirty and not written any more.
 echo 86400000 >"$S/intent_clean_ms"
 
-ship() { # ship ID BASE WHAT: the delta, applied to the replica, makes it /tmp/at
-	presnap send p "$1" --base "$2" 2>/dev/null | presnap receive /dev/replica 2>/dev/null
-	cmp -n 33554432 /dev/replica /tmp/at || die "$3: the replica is not the origin at T0($1)"
-	ok "$3: delta $1 is whole"
-}
-
 # A delta that does not fit beside a sealed one.
 snap scope image
 presnap send p 1 2>/dev/null | presnap receive /dev/replica 2>/dev/null

@@ -27,11 +27,6 @@ S=/sys/block/$(dmsetup info -c --noheadings -o blkdevname p)/presnap
 eq "$(cat "$S/total_slots")" 2000 slots
 eq "$(presnap grow p)" "the region device has not grown: 2000 slots" "nothing to grow"
 
-ship() { # ship ID BASE WHAT: the delta, applied to the replica, makes it /tmp/at
-	presnap send p "$1" --base "$2" 2>/dev/null | presnap receive /dev/replica 2>/dev/null
-	cmp -n 33554432 /dev/replica /tmp/at || die "$3: the replica is not the origin at T0($1)"
-	ok "$3: delta $1 is whole"
-}
 view_is() { # view_is FILE WHAT
 	dd if=/dev/mapper/v of=/tmp/seen bs=1M iflag=direct status=none
 	cmp /tmp/seen "$1" || die "$2: the image has changed"
