@@ -107,6 +107,8 @@ rm -f /tmp/stop
 schedulers /tmp/stop &
 switching=$!
 wait_for 20 sh -c "[ \$(cat $S/op) -gt 100 ]"
+# Open here too: the torture may end at any moment, and then the device could go.
+exec 9<"/dev/mapper/p"
 declare -A did=()
 count() { did[$1]=$((${did[$1]:-0} + 1)); }
 n=0
@@ -139,6 +141,7 @@ while kill -0 $torture 2>/dev/null; do
 	timeout 5 dmsetup status p >/dev/null || die "no status within 5 s"
 	sleep 0.1
 done
+exec 9<&-
 wait $torture || { tail -n 30 /tmp/torture.log; dmsetup status; die "torture"; }
 touch /tmp/stop
 wait $switching || die "the schedulers could not be changed"
