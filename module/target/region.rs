@@ -570,8 +570,15 @@ pub(crate) fn open(
     if full_needed {
         // The next snapshot has no base, and no use for a part of what has changed since.
         changes.dirty.clear_all();
+        root.header.superset_blocks = 0;
         changes.superset_blocks = 0;
     }
+    // Those of earlier crashes may lie in pages of the dirty map by now, and then look like all others.
+    changes.superset_blocks = changes
+        .superset_blocks
+        .saturating_add(root.header.superset_blocks)
+        .min(changes.dirty.count());
+    root.header.superset_blocks = changes.superset_blocks;
     let after_crash = root.header.flags & ROOT_AFTER_CRASH != 0;
     let Changes { extents, intents, dirty, dirty_pages, superset_blocks, order, fresh, .. } =
         changes;

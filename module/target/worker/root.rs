@@ -114,12 +114,14 @@ impl Worker {
         }
         let op = self.dev.op.load(Ordering::Relaxed).saturating_add(1);
         let block = self.dev.layout().root_block(self.root.next);
+        let blocks = self.dev.origin_sectors.div_ceil(BLOCK_SECTORS.into());
         let mut root = self.dev.root.lock();
         root.header.seq = root.header.seq.saturating_add(1);
         root.header.next_op = if clean { op } else { op.saturating_add(OP_RESERVE) };
         root.header.flags = flags;
         root.header.base_id = base_id;
         root.header.op_first = op_first;
+        root.header.superset_blocks = known.superset_blocks.min(blocks);
         self.root.reserved = root.header.next_op;
         self.root.next_written = root.header.next_snapshot;
         let out = self.root.transfer.buffer().and_then(|b| b.first_chunk_mut::<ROOT_BYTES>());
@@ -147,7 +149,7 @@ impl Worker {
                 let both = Known {
                     full_needed: known.full_needed || unsealed.full_needed,
                     after_crash: known.after_crash || unsealed.after_crash,
-                    ..known
+                    superset_blocks: known.superset_blocks.saturating_add(unsealed.superset_blocks),
                 };
                 (self.base_id, self.record.op_first, both)
             }

@@ -201,7 +201,7 @@ impl Oracle {
                 return Err(format!("block {block} was written, and is not in the delta"));
             }
             let says_so = record.flags & SNAPSHOT_SUPERSET != 0;
-            if taken.era == base.era && has && !written && !says_so {
+            if has && !written && !says_so {
                 return Err(format!("block {block} is in the delta, and was not written"));
             }
         }

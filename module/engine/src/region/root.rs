@@ -347,6 +347,8 @@ pub struct RootHeader {
     pub base_id: u32,
     /// First operation of the current generation.
     pub op_first: u64,
+    /// Of the blocks that pass for changed since then, at most so many perhaps are not.
+    pub superset_blocks: u64,
 }
 
 impl RootHeader {
@@ -360,6 +362,7 @@ impl RootHeader {
             flags: ROOT_CLEAN,
             base_id: 0,
             op_first: 1,
+            superset_blocks: 0,
         }
     }
 
@@ -414,10 +417,12 @@ fn check(
         flags: r.u32(),
         base_id: 0,
         op_first: 0,
+        superset_blocks: 0,
     };
     let count = usize::try_from(r.u32()).unwrap_or(usize::MAX);
     header.base_id = r.u32();
     header.op_first = r.u64();
+    header.superset_blocks = r.u64();
     if !r.rest_is_zero() {
         return Err(fail(Fault::Reserved));
     }
@@ -435,6 +440,9 @@ fn check(
     }
     if header.base_id >= header.next_snapshot {
         return Err(fail(Fault::BaseId));
+    }
+    if header.superset_blocks > limits.origin_blocks {
+        return Err(fail(Fault::Block));
     }
     if count > MAX_SNAPSHOTS {
         return Err(fail(Fault::Count));
@@ -519,6 +527,7 @@ impl<R: DerefMut<Target = [SnapshotRecord]>> Root<R> {
         w.u32(self.count as u32);
         w.u32(h.base_id);
         w.u64(h.op_first);
+        w.u64(h.superset_blocks);
         w.zero_rest();
         let places = out.get_mut(HEADER_BYTES..).unwrap_or_default();
         for (place, record) in places.chunks_exact_mut(SNAPSHOT_BYTES).zip(self.iter()) {
@@ -676,6 +685,17 @@ mod tests {
         assert_eq!(fault(|h| h.next_snapshot = u32::MAX), Some(Fault::Exhausted));
         assert_eq!(fault(|h| (h.seq, h.next_op) = (u64::MAX >> 1, u64::MAX >> 1)), None);
         assert_eq!(fault(|h| h.next_snapshot = u32::MAX >> 1), None);
+    }
+
+    #[test]
+    fn no_more_blocks_are_uncertain_than_there_are() {
+        let mut root = root(1, 2);
+        root.header.superset_blocks = LIMITS.origin_blocks;
+        let header = RootHeader::decode(&encoded(&root)[..], &LIMITS).unwrap();
+        assert_eq!(header.superset_blocks, LIMITS.origin_blocks);
+        root.header.superset_blocks += 1;
+        let refused = RootHeader::decode(&encoded(&root)[..], &LIMITS).unwrap_err();
+        assert_eq!(refused.fault, Fault::Block);
     }
 
     #[test]
