@@ -54,6 +54,8 @@ pub(crate) struct IntentWriter {
     wanted: BlockMap,
     /// Extents added before anybody asked.
     premarked: BlockMap,
+    /// Extents that were added for the predictor and left again without a write: not a second time, before one was asked for.
+    in_vain: BlockMap,
     /// Extents of the record that is being written.
     runs: KVec<ExtentRun>,
     log: KBox<Transfer>,
@@ -87,6 +89,7 @@ impl IntentWriter {
             order,
             wanted: block_map(extents)?,
             premarked: block_map(extents)?,
+            in_vain: block_map(extents)?,
             runs: KVec::with_capacity(LOG_RUNS, GFP_KERNEL)?,
             log: Transfer::new(client, wake, LOG_RECORD_BYTES)?,
             logging: false,
@@ -170,6 +173,7 @@ impl Worker {
             return;
         }
         let new = self.intent.wanted.set_range(extent, n);
+        self.intent.in_vain.clear_range(extent, n);
         add(&self.dev.totals.intent_demanded, new);
         // One that follows on another is perhaps a stream.
         if extent.checked_sub(1).is_some_and(|before| self.dev.intents.test(before)) {
@@ -193,7 +197,9 @@ impl Worker {
     /// The predictor expects writes to an area.
     pub(super) fn premark_area(&mut self, area: u64) {
         let (extent, _) = self.dev.extents.of(area << AREA_BLOCKS_SHIFT, 1);
-        self.premark(extent, 1);
+        if !self.intent.in_vain.test(extent) {
+            self.premark(extent, 1);
+        }
     }
 
     /// Takes the results of records, maps and pages.
@@ -433,8 +439,12 @@ impl Worker {
         let mut extent = 0;
         while let Some(next) = self.intent.premarked.next_set(extent) {
             let used = u64::from(self.dev.touched.test(next));
-            if used == 1 || !self.dev.intents.test(next) {
+            let left = !self.dev.intents.test(next);
+            if used == 1 || left {
                 self.intent.premarked.clear_range(next, 1);
+            }
+            if used == 0 && left {
+                self.intent.in_vain.set_range(next, 1);
             }
             add(&self.dev.totals.intent_premarked_used, used);
             extent = next.saturating_add(1);
