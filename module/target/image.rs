@@ -157,10 +157,6 @@ impl dm::Target for Image {
             return Err(ENODEV);
         };
         let sectors = ctor.len();
-        if sectors > device.origin_sectors {
-            ctor.error(c"The image is smaller than the target");
-            return Err(EINVAL);
-        }
         // Held before it is looked for, so that it cannot be deleted in between.
         if !device.control.lock().hold(id, Holder::View) {
             ctor.error(c"The snapshot is being deleted, or too many are held");
@@ -170,10 +166,15 @@ impl dm::Target for Image {
         let device = &held.device;
         // Before its scope: that of one that is lost is read after that.
         let images_lost = device.images_lost();
-        let scope = device.sealed(id).map(|r| r.scope);
-        match scope {
-            Some(Scope::Image) => {}
-            Some(Scope::Delta) => {
+        let record = device.sealed(id).map(|r| (r.scope, r.image_sectors(device.origin_sectors)));
+        match record {
+            // The origin may have grown since.
+            Some((Scope::Image, length)) if sectors > length => {
+                ctor.error(c"The image is smaller than the target");
+                return Err(EINVAL);
+            }
+            Some((Scope::Image, _)) => {}
+            Some((Scope::Delta, _)) => {
                 refuse(ctor, args, 1..2, c"The snapshot has scope delta: there is no image of it");
                 return Err(EINVAL);
             }

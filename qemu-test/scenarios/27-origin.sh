@@ -107,7 +107,11 @@ dmsetup message p 0 release 1
 dmsetup create v --readonly --table "0 $A presnap-image /dev/mapper/p 1"
 cmp /dev/mapper/v /tmp/image || die "the image of before has changed"
 dmsetup remove v
-ok "an image from before"
+expect_fail -m "The image is smaller than the target" dmsetup create v --readonly --table "0 $B presnap-image /dev/mapper/p 1"
+presnap image p 1 v >/dev/null
+cmp /dev/mapper/v /tmp/image || die "the image of before, made by the command"
+presnap image --remove v
+ok "an image from before, as long as it was"
 snap scope image
 cp /tmp/want /tmp/at
 new=$(((B - A) / 8))

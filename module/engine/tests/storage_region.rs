@@ -74,6 +74,7 @@ fn snapshot() -> impl Strategy<Value = SnapshotRecord> {
                 misses: n[16],
                 wasted: n[17],
                 guard_stalls: n[17] ^ n[0],
+                origin_sectors: n[17] % 8,
             }
         },
     )
@@ -93,6 +94,7 @@ fn root() -> impl Strategy<Value = Table> {
                 flags,
                 base_id,
                 op_first,
+                superset_blocks: seq % (LIMITS.origin_blocks + 1),
             };
             let mut root = Root::new(vec![SnapshotRecord::ZERO; MAX_SNAPSHOTS], header);
             let mut id = 0;

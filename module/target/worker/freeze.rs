@@ -223,6 +223,7 @@ impl Worker {
         }
         self.record.op_first = self.op_first;
         self.record.op_last = op;
+        self.record.origin_sectors = self.dev.origin_sectors;
         self.record.t0_realtime_ns = realtime_ns();
         self.record.mirrored_writes = mirrored.wrapping_sub(self.mirrored_before);
         self.record.stale_blocks = stale.wrapping_sub(self.stale_before);

@@ -5,6 +5,7 @@
 //! It is small (32 KiB) and written whole, to its two copies in turn; the newer valid one counts. In memory it
 //! is a [`Root`] over storage of the caller, because 32 KiB have no place on a kernel stack.
 
+use crate::geometry::BLOCK_SECTORS;
 use core::ops::DerefMut;
 
 use super::bytes::{is_zero, put_u32, Reader, Writer};
@@ -167,9 +168,19 @@ pub struct SnapshotRecord {
     pub wasted: u64,
     /// Writes that had to wait for a guard.
     pub guard_stalls: u64,
+    /// Sectors of the origin at T0; 0 if that is not known: as many as it has.
+    pub origin_sectors: u64,
 }
 
 impl SnapshotRecord {
+    /// Sectors of the image, of an origin that has `origin_sectors` now.
+    pub const fn image_sectors(&self, origin_sectors: u64) -> u64 {
+        match self.origin_sectors {
+            0 => origin_sectors,
+            then => then,
+        }
+    }
+
     /// A record of nothing: what unused places of a [`Root`] hold.
     pub const ZERO: Self = Self {
         id: 0,
@@ -201,6 +212,7 @@ impl SnapshotRecord {
         misses: 0,
         wasted: 0,
         guard_stalls: 0,
+        origin_sectors: 0,
     };
 
     /// Encodes it.
@@ -237,6 +249,7 @@ impl SnapshotRecord {
             self.misses,
             self.wasted,
             self.guard_stalls,
+            self.origin_sectors,
         ] {
             w.u64(word);
         }
@@ -295,6 +308,7 @@ impl SnapshotRecord {
             misses: r.u64(),
             wasted: r.u64(),
             guard_stalls: r.u64(),
+            origin_sectors: r.u64(),
         };
         if reserved != 0 || !r.rest_is_zero() {
             return Err(Fault::Reserved);
@@ -313,6 +327,9 @@ impl SnapshotRecord {
         }
         if this.delta_blocks > limits.origin_blocks {
             return Err(Fault::Block);
+        }
+        if this.origin_sectors.div_ceil(BLOCK_SECTORS.into()) > limits.origin_blocks {
+            return Err(Fault::Origin);
         }
         if manifest_pages > limits.slots
             || (manifest_head_slot == NO_SLOT) != (manifest_pages == 0)
@@ -634,6 +651,7 @@ mod tests {
             manifest_pages: 2,
             manifest_head_slot: 999,
             guard_stalls: 5,
+            origin_sectors: 39_999,
             ..SnapshotRecord::ZERO
         }
     }
@@ -724,6 +742,7 @@ mod tests {
         refused(|r| r.flags = 4, Fault::Flags);
         refused(|r| r.op_last = 100_000, Fault::OpRange);
         refused(|r| r.op_first = r.op_last + 2, Fault::OpRange);
+        refused(|r| r.origin_sectors = 40_001, Fault::Origin);
         refused(|r| r.op_last = u64::MAX, Fault::OpRange);
         refused(|r| r.delta_blocks = 5001, Fault::Block);
         refused(|r| r.manifest_head_slot = 1000, Fault::Slot);
@@ -738,12 +757,15 @@ mod tests {
             (71, 1, Part::Root, Fault::OpRange),
             (56, 121, Part::Root, Fault::Count),
             (56, 2, Part::Root, Fault::Reserved),
-            (72, 1, Part::Root, Fault::Reserved),
+            (79, 1, Part::Root, Fault::Block),
+            (80, 1, Part::Root, Fault::Reserved),
             (2047, 1, Part::Root, Fault::Reserved),
             (2048 + 8, 4, Part::Snapshot, Fault::State),
             (2048 + 8, 0, Part::Snapshot, Fault::State),
             (2048 + 9, 2, Part::Snapshot, Fault::Scope),
             (2048 + 28, 1, Part::Snapshot, Fault::Reserved),
+            (2048 + 191, 1, Part::Snapshot, Fault::Origin),
+            (2048 + 192, 1, Part::Snapshot, Fault::Reserved),
             (2048 + 255, 1, Part::Snapshot, Fault::Reserved),
             (2048 + 3 * 256, 1, Part::Root, Fault::Reserved),
         ] {

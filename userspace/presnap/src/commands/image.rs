@@ -7,6 +7,7 @@ use anyhow::{bail, Context, Result};
 use crate::dm::{self, dmsetup, Dm};
 use crate::output::usage;
 use crate::source::Source;
+use crate::store::Store;
 use crate::sysfs;
 
 /// Make the image of a snapshot a read-only block device, or remove it
@@ -39,17 +40,19 @@ impl Args {
         let (Some(device), Some(id), Some(name)) = (&self.device, self.id, &self.name) else {
             return Err(usage("DEV, ID and NAME are needed"));
         };
-        create(&Source::live(device)?.0, id, name)?;
+        let dm = Source::live(device)?.0;
+        create(&dm, &Source::find(device)?.store()?, id, name)?;
         println!("/dev/mapper/{name}");
         Ok(())
     }
 }
 
 /// Creates the view of snapshot `id` as `name`.
-pub(crate) fn create(dm: &Dm, id: u32, name: &str) -> Result<()> {
-    let block = sysfs::block(&dm.kernel_name);
-    let sectors = sysfs::read(&block.join("size"))?;
-    let number = sysfs::read(&block.join("dev"))?;
+pub(crate) fn create(dm: &Dm, store: &Store, id: u32, name: &str) -> Result<()> {
+    // What cannot be made the kernel refuses, in its own words.
+    let size = store.superblock.origin_sectors;
+    let sectors = store.find(id).map_or(size, |record| record.image_sectors(size));
+    let number = sysfs::read(&sysfs::block(&dm.kernel_name).join("dev"))?;
     let table = format!("0 {sectors} presnap-image {number} {id}");
     let result = dmsetup(&["create", name, "--readonly", "--table", &table]);
     result.map_err(dm::with_kernel_words)?;

@@ -129,7 +129,8 @@ impl Args {
                     );
                 }
                 let name = format!("presnap-send-{}-{}", self.id, std::process::id());
-                image::create(dm, self.id, &name).context("cannot make a view of the image")?;
+                image::create(dm, &store, self.id, &name)
+                    .context("cannot make a view of the image")?;
                 view = View(name);
                 PathBuf::from("/dev/mapper").join(&view.0)
             }
@@ -161,7 +162,7 @@ fn header_of(store: &Store, record: &SnapshotRecord) -> StreamHeader {
         flags: 0,
         region_uuid: store.superblock.region_uuid,
         origin_id: store.superblock.origin_id,
-        origin_sectors: store.superblock.origin_sectors,
+        origin_sectors: record.image_sectors(store.superblock.origin_sectors),
         snapshot: record.id,
         base: 0,
         op_first: record.op_first,

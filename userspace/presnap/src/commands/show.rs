@@ -89,7 +89,7 @@ impl Args {
                 "flags": flags,
                 "region_uuid": units::uuid(&store.superblock.region_uuid),
                 "origin_id": units::hex(&store.superblock.origin_id),
-                "origin_sectors": store.superblock.origin_sectors,
+                "origin_sectors": r.image_sectors(store.superblock.origin_sectors),
                 "op_first": r.op_first,
                 "op_last": r.op_last,
                 "t0": units::realtime(r.t0_realtime_ns),
