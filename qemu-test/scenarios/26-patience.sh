@@ -146,6 +146,25 @@ state_is "$id" 'sealed scope=delta base=0 ' || die "state: $(dmsetup message p 0
 dmsetup remove p
 ok "a silent region: images given up, the write went on"
 
+# A freeze with no budget, while the region is silent: writers are let go, the snapshot is not taken; the next one is.
+make
+put 0 500 7
+echo 1500 >"$S/guard_timeout_ms"
+log_mark
+dmsetup suspend --noflush --nolockfs r
+id=$(dmsetup message p 0 snapshot scope delta freeze_budget unlimited)
+timeout 60 dd if=/tmp/noise of=/dev/mapper/p bs=4k seek=10 count=4 oflag=direct conv=notrunc status=none || die "the write that was held failed: $?"
+dd if=/tmp/noise of=/tmp/want bs=4k seek=10 count=4 conv=notrunc status=none
+said "the freeze has waited [0-9]* ms for the region"
+dmsetup resume r
+wait_for 10 state_is "$id" dropped:timeout
+snap scope delta freeze_budget unlimited
+cp /tmp/want /tmp/at
+presnap send p "$id" --image-device $O 2>/dev/null | presnap receive --force /dev/replica 2>/dev/null
+cmp -n 33554432 /dev/replica /tmp/at || die "the snapshot after the silence"
+dmsetup remove p
+ok "a silent region in a freeze: the writers are let go"
+
 # The same with `on_error fail-writes`: the write fails, the image stays.
 make 2 on_error fail-writes
 put 0 500 7

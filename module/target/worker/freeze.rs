@@ -129,6 +129,9 @@ impl Worker {
                 Phase::FinalCopy { .. } => {
                     self.report(Event::Tick);
                     if self.snapshot.phase() == before {
+                        self.watch_final_copy();
+                    }
+                    if self.snapshot.phase() == before {
                         self.final_copy();
                     }
                 }

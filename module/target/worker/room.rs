@@ -8,6 +8,7 @@ use crate::device::add;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use presnap_abi::bio::{Bio, STS_TIMEOUT};
+use presnap_abi::clock::monotonic_ns;
 use presnap_engine::freeze::{DropReason, Event};
 use presnap_engine::knob::Knob;
 
@@ -30,6 +31,8 @@ pub(crate) struct Room {
     next_patience_ns: u64,
     /// When snapshots were given up because writers waited too long; they still do.
     gave_up_ns: Option<u64>,
+    /// Blocks copied in the freeze under way, and since when it is so many.
+    final_copy: (u64, u64),
 }
 
 impl Worker {
@@ -106,6 +109,28 @@ impl Worker {
         }
         self.room.next_patience_ns = now.saturating_add(timeout_ns / 8);
         self.parked.retry = true;
+    }
+
+    /// A final copy may take as long as its budget allows, but not while the region does not answer: writers are held.
+    pub(super) fn watch_final_copy(&mut self) {
+        let now = monotonic_ns();
+        let copied = self.record.final_copy_blocks;
+        let (before, since) = self.room.final_copy;
+        // That of an earlier freeze may have come as far.
+        let since = since.max(self.snapshot.times().closed_ns);
+        self.room.final_copy = if copied == before { (copied, since) } else { (copied, now) };
+        let timeout_ns = self.dev.knobs.ms_as_ns(Knob::GuardTimeoutMs);
+        let waited = now.saturating_sub(self.room.final_copy.1);
+        if timeout_ns == 0 || waited < timeout_ns {
+            return;
+        }
+        add(&self.dev.totals.timeouts, 1);
+        pr_warn!(
+            "{}: the freeze has waited {} ms for the region\n",
+            self.dev.region.number(),
+            waited / 1_000_000
+        );
+        self.report(Event::Fail(DropReason::Timeout));
     }
 
     /// A writer still waits. If it has done so for too long, what it waits for is given up: the snapshots that need the
