@@ -4,6 +4,7 @@
 # modprobe: ext4
 # file: README.md:/presnap/README.md
 # timeout: 240
+# cost: 18
 # The walk of README.md: its commands, as they stand there, do what it says. So does the installation of the module.
 . /presnap/lib.sh
 

@@ -2,6 +2,7 @@
 # vm: shared
 # nvme: 64M:origin 64M:region
 # timeout: 240
+# cost: 40
 # A snapshot of scope image reads as the origin did at T0, whatever is written after it; the region's content is
 # checked offline against its own checksums. Once with nothing written, once while writers run.
 . /presnap/lib.sh

@@ -3,6 +3,7 @@
 # nvme: 64M:origin 64M:region
 # file: qemu-test/oracle.sh:/presnap/oracle.sh
 # timeout: 240
+# cost: 35
 # A region too small, `on_error drop-snapshot`, writers under way: what gives way is the snapshot being made, or else
 # the images, never a write. It is said in the log, in status, in state and by an event; sealed deltas stay, and once
 # there is room again so do snapshots. The oracle is a file that gets every write too.

@@ -2,6 +2,7 @@
 # vm: shared
 # nvme: 64M:origin 64M:region
 # timeout: 120
+# cost: 17
 # A region too small, `on_error fail-writes`: writes that need room fail with ENOSPC, whole, and change nothing; those
 # that need none go on; the image stays. When the snapshot is deleted, all go on. The oracle is a file that gets
 # every write that succeeded.

@@ -3,6 +3,7 @@
 # nvme: 64M:origin 64M:region 64M:origin2 64M:region2
 # modprobe: dm-log-writes ext4
 # timeout: 240
+# cost: 30
 # What is sent to be durable is so on the origin: FLUSH and FUA arrive there, also while the gate is closed or a guard
 # holds writers, and a file system that loses power after a sync has what was synced. dm-log-writes below is the
 # oracle: it logs what a disk has kept for good. Then discard and write-zeroes under live snapshots.

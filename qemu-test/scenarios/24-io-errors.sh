@@ -4,6 +4,7 @@
 # file: qemu-test/oracle.sh:/presnap/oracle.sh
 # modprobe: dm-flakey
 # timeout: 240
+# cost: 35
 # Errors below, writers under way. Of the region: snapshots are off and say so, no write of the foreground fails, images
 # are not read wrong, not even later. Of the origin: a copy that cannot be read drops the snapshot, and the foreground
 # sees the origin's own errors and no others.

@@ -3,6 +3,7 @@
 # nvme: 64M:origin 64M:region
 # file: qemu-test/oracle.sh:/presnap/oracle.sh
 # timeout: 240
+# cost: 25
 # A region that grows while writers, a live image and a full region are about: with `presnap grow`, at a resume, and found larger
 # at opening. What was there stays; what is new is used. It does not shrink.
 . /presnap/lib.sh

@@ -3,6 +3,7 @@
 # nvme: 64M:origin 64M:region
 # file: qemu-test/oracle.sh:/presnap/oracle.sh
 # timeout: 240
+# cost: 35
 # A region that gets low, is full, fails now and then, is slow, or does not answer at all: the low-water event, `drop_oldest`, retries,
 # `guard_timeout_ms`. The origin goes on, and what was sealed stays.
 . /presnap/lib.sh

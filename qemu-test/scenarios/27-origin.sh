@@ -3,6 +3,7 @@
 # nvme: 96M:origin 128M:region
 # file: qemu-test/oracle.sh:/presnap/oracle.sh
 # timeout: 240
+# cost: 30
 # An origin that grows while writers are about: snapshots from before and after, deltas onto a replica that is enlarged, a file system
 # that grows on it, settings that stay. Not under a view, not smaller, not at a cold opening, and not when preresume cannot.
 . /presnap/lib.sh

@@ -4,6 +4,7 @@
 # file: qemu-test/oracle.sh:/presnap/oracle.sh
 # modprobe: dm-delay
 # timeout: 240
+# cost: 30
 # A region a hundred times slower than the origin, with an image to guard and a snapshot being made: the writers are slowed to what
 # the guard takes, nothing is lost or dropped, memory does not grow, and no more bios are held than the writers have in flight.
 . /presnap/lib.sh

@@ -2,6 +2,7 @@
 # vm: shared
 # nvme: 64M:origin 64M:region
 # timeout: 120
+# cost: 20
 # Durable intent: what a first write costs, that streams are written without waiting, that an idle device is left in peace, and
 # what passes for changed after a crash, a close and another crash.
 . /presnap/lib.sh

@@ -2,6 +2,7 @@
 # vm: shared
 # nvme: 64M:origin 64M:region 64M:origin2 64M:region2
 # timeout: 300
+# cost: 18
 # Table lines: every bad one is refused with words that name what is wrong, every good one loads again as it is shown.
 . /presnap/lib.sh
 load

@@ -2,6 +2,7 @@
 # vm: shared
 # nvme: 64M:origin 64M:region 64M:origin2 64M:region2
 # timeout: 300
+# cost: 10
 # Messages: bad ones are refused with an error number and words; what snapshots may be deleted, held and released.
 . /presnap/lib.sh
 load

@@ -4,6 +4,7 @@
 # file: qemu-test/blobs:/presnap/blobs
 # file: docs/sysfs.md:/presnap/sysfs.md
 # timeout: 300
+# cost: 20
 # The files in sysfs: every knob with its default, the ends of its range, and what it must refuse; models good and bad.
 . /presnap/lib.sh
 load

@@ -2,6 +2,7 @@
 # vm: shared
 # nvme: 64M:origin 64M:region 64M:origin2 64M:region2
 # timeout: 300
+# cost: 40
 # Suspend, reload, remove, unload and reopen, under load and in the middle of things; two devices; images that cannot be.
 . /presnap/lib.sh
 load

@@ -2,6 +2,7 @@
 # vm: shared
 # nvme: 64M:origin 64M:region 64M:origin2 64M:region2
 # timeout: 300
+# cost: 20
 # /dev/presnap: a reader selects a device, gets the records of a known pattern, and is told how many it has lost.
 . /presnap/lib.sh
 load

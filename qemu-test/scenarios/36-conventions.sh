@@ -3,6 +3,7 @@
 # nvme: 64M:origin 64M:region 64M:origin2 64M:region2
 # modprobe: dm-delay
 # timeout: 300
+# cost: 20
 # The conventions of device-mapper that users and libdm rely on, as far as 30-table, 31-messages and 33-lifecycle do not test them: each
 # block begins with the convention, in quotes.
 . /presnap/lib.sh

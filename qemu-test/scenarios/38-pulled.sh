@@ -3,6 +3,7 @@
 # pullable: yes
 # file: qemu-test/oracle.sh:/presnap/oracle.sh
 # timeout: 240
+# cost: 25
 # Disks that are pulled out while writers write: the region, with a live image and a view; the region again, with a snapshot in the
 # making; the origin. What is left works, or says what is wrong; nothing hangs, and all can be removed.
 . /presnap/lib.sh

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # nvme: 64M:origin 384M:region
 # timeout: 900
+# cost: 300
 # file: models:/presnap/models
 # file: qemu-test/blobs:/presnap/blobs
 # modprobe: dm-delay

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # nvme: 24M:origin 256M:region 24M:replica
 # timeout: 300
+# cost: 70
 # modprobe: dm-delay
 # The oracle of content for deltas. An image shows blocks that no snapshot preserves from the origin, so a block that a
 # delta lacks may look right in it. A replica does not: it holds deltas, and nothing else. So writers of self-describing

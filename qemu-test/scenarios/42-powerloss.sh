@@ -2,6 +2,7 @@
 # null-blk: 5M
 # mem: 3G
 # timeout: 900
+# cost: 110
 # env: POINTS SEED LOAD SNAPSHOTS MOST_BAD
 # modprobe: dm-log-writes dm-delay ext4
 # Power loss. Origin and region lie on one dm-log-writes, so that one log orders the writes to both. Writers of

@@ -2,6 +2,7 @@
 # nvme: 64M:origin 192M:region
 # smp: 2
 # timeout: 900
+# cost: 45
 # What block devices are tested with: discards and zeroing of all sizes and alignments, storms of flushes, questions without a
 # pause, schedulers that change; suspends, reloads, refused sizes and removals under full I/O, with snapshots, staging and freezes
 # in flight; removal by force under writers. No write is lost, no image is wrong, nothing hangs. Argument: seconds of each part (5).

@@ -3,6 +3,7 @@
 # modprobe: ext4 xfs dm-snapshot
 # mem: 3G
 # timeout: 1800
+# cost: 40
 # File systems at work (files against a model of their content, and a tree that threads fight for), with a snapshot of scope image every second.
 # Some are checked: mounted on a writable layer, so that the journal is replayed, then by e2fsck or xfs_repair; those that were taken of a
 # frozen file system are mounted as they are, too, and read. The oldest are deleted. In the end origin and region are checked.

@@ -2,6 +2,7 @@
 # nvme: 96M:origin 64M:region 100M:replica 96M:other
 # file: qemu-test/blobs:/presnap/blobs
 # timeout: 300
+# cost: 60
 # The command `presnap` from format to close against the real kernel: what it says, what it refuses, and that a replica
 # holds what the image does, sent in full and as deltas.
 . /presnap/lib.sh
