@@ -55,6 +55,9 @@ test: ## everything: format, lints, unit tests, module, VM scenarios
 test-deep: ## what takes hours: a million crash points, every point of a log, 100 kills, long fuzzing [DEEP_PARTS=...]
 	@scripts/test-deep
 
+test-debug: ## the scenarios on a kernel with KASAN, lockdep and fault injection [SCENARIOS="name ..."]
+	@scripts/test-debug $(SCENARIOS)
+
 demo: module userspace ## the main job in a VM: PostgreSQL on presnap, snapshots, a replica
 	@scripts/demo
 
