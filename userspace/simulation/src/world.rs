@@ -50,6 +50,8 @@ pub(crate) struct World {
     pub(crate) device: RefCell<Option<Arc<Device>>>,
     pub(crate) oracle: RefCell<Oracle>,
     pub(crate) told: RefCell<Told>,
+    /// How often images had been lost by then.
+    lost_before: Cell<u64>,
     pub(crate) history: History,
     /// Requests of the user that have not ended.
     pub(crate) outstanding: Rc<Cell<u32>>,
@@ -103,6 +105,7 @@ impl World {
             device: RefCell::new(None),
             oracle: RefCell::new(remains.oracle.clone()),
             told: RefCell::new(remains.told.clone()),
+            lost_before: Cell::new(0),
             history: History::new(Rng::with_seed(fate.u64(..)), &config),
             outstanding: Rc::default(),
             blocks: Cell::new(0),
@@ -203,12 +206,13 @@ impl World {
     /// Asks what presnap has to tell.
     pub(crate) fn ask(&self) {
         if self.table.borrow().is_none() {
-            if self.health() == Health::Invalid {
-                // It failed while it was being closed; images are lost, and there is nobody to tell.
+            if self.health() == Health::Invalid || self.images_lost() > self.lost_before.get() {
+                // Lost while it was being closed, or just before: an event said so, and there is nobody to ask.
                 self.told.borrow_mut().images.clear();
             }
             return;
         }
+        self.lost_before.set(self.images_lost());
         let list = self.message("list").expect("list");
         let mut told = Told::default();
         for line in list.lines().filter(|line| *line != "-") {
@@ -261,6 +265,11 @@ impl World {
     pub(crate) fn status(&self) -> String {
         let table = self.table.borrow();
         table.as_ref().map_or_else(String::new, |t| t.status(presnap_abi::dm::StatusKind::Info))
+    }
+
+    /// How often images were lost.
+    fn images_lost(&self) -> u64 {
+        self.device.borrow().as_ref().map_or(0, |device| device.images_lost())
     }
 
     pub(crate) fn health(&self) -> Health {
