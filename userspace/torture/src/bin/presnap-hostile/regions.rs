@@ -112,6 +112,11 @@ fn one(rig: &mut Rig, base: &Base, forged: &Forged, counts: &mut Counts) -> Resu
     for r in before.root.iter().filter(|r| r.state == SnapshotState::Sealed) {
         let image = (r.scope == Scope::Image).then(|| rig.image(&mapped, r.id)).transpose()?;
         let Some(image) = image else { continue };
+        if r.image_sectors(rig.sectors) < rig.sectors {
+            // It says that the origin was shorter then: there is no image as long as it is now.
+            ensure!(image.is_none(), "image {} is longer than the origin was", r.id);
+            continue;
+        }
         let image = image.with_context(|| format!("image {} cannot be read", r.id))?;
         counts.images += 1;
         // A forger with good checksums can make an image of anything; what time did to a region is found.
