@@ -440,8 +440,8 @@ pub(crate) struct Device {
     pub(crate) after_crash: AtomicBool,
     /// Blocks that pass for changed in the current generation and may not be: after a crash, all of an extent does.
     pub(crate) superset_blocks: AtomicU64,
-    /// Blocks passed for changed when the device was opened, and no snapshot was sealed since: how many of them were not written
-    /// is known only of this opening, not of those before.
+    /// Blocks passed for changed when the device was opened, and no snapshot was sealed since: which of them were not written
+    /// nobody knows.
     pub(crate) opened_dirty: AtomicBool,
     /// Areas that the predictor remembers.
     pub(crate) areas_active: AtomicU64,

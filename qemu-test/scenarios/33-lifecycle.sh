@@ -104,7 +104,7 @@ else
 	# All that was written is part of the next delta; if there was no room to say exactly what, more. What was preserved for
 	# images that were lost for want of room may fill the region: then, and only then, that is said too.
 	flags=$(flags) used=$(cat /sys/block/dm-0/presnap/used_slots) total=$(cat /sys/block/dm-0/presnap/total_slots)
-	grep -Eq '^(-|(superset:[0-9]+)?,?(low-water)?)$' <<<"$flags" || die "flags after a snapshot that was cut short: $flags"
+	grep -Eq '^(-|low-water|superset:[0-9]+(,low-water)?)$' <<<"$flags" || die "flags after a snapshot that was cut short: $flags"
 	case $flags in *low-water*) [ $((used * 10)) -ge $((total * 9)) ] || die "$flags, and $used of $total slots are in use" ;; esac
 	[ "$(cat /sys/block/dm-0/presnap/dirty_blocks)" -ge 12288 ] || die "changes are lost with the snapshot: $(cat /sys/block/dm-0/presnap/dirty_blocks)"
 fi
