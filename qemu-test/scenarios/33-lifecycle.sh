@@ -21,7 +21,7 @@ fill() { dd if=/dev/urandom of="/dev/mapper/$1" bs=1M count="$2" seek="${3:-0}" 
 load_on() { # load_on SECONDS: writers that verify what they wrote, in the background; returns when they write
 	local op
 	op=$(cat /sys/block/dm-0/presnap/op)
-	fio --name=w --filename=/dev/mapper/p --rw=randrw --bs=4k --size=32M --direct=1 --ioengine=libaio --iodepth=16 \
+	fio --name=w --filename=/dev/mapper/p --rw=randrw --bs=4k --size=16M --direct=1 --ioengine=libaio --iodepth=16 \
 		--time_based --runtime="$1" --verify=crc32c --verify_backlog=256 >/tmp/fio.log 2>&1 &
 	fio=$!
 	wait_for 30 sh -c "[ \$(cat /sys/block/dm-0/presnap/op) -gt $((op + 100)) ]"
